@@ -1,0 +1,304 @@
+"""Grouped-query attention: three ways to compute it, and the module that a model is made of.
+
+Every attention here is an `attend(q, k, v, *, lengths=None, window=None) -> out`:
+
+    q [B, H, T, D], k and v [B, G, S, D], out like q; H is a multiple of G, T <= S
+    causal and aligned bottom-right: query t sees key s iff s <= t + S - T (and s > t + S - T - window)
+    query head i reads KV head i // R
+    lengths [B]: valid keys per sequence; the T tokens are the last T of each sequence
+
+so that a model takes any of them, or yours. G = H (MHA) and G = 1 (MQA) are the ends of the same code.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int32
+from torch import Tensor, nn
+
+from gqa_lab.cache import KVCache
+from gqa_lab.config import check_heads
+
+Attend = Callable[..., Tensor]
+
+
+def visible(q_len: int, kv_len: int, *, lengths=None, window=None, device=None) -> Bool[Tensor, "*batch T S"]:
+    """Returns True where query t may look at key s: `[T, S]`, or `[B, 1, T, S]` with `lengths`.
+
+    Example:
+        >>> visible(2, 5).int().tolist()
+        [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    """
+    t = torch.arange(q_len, device=device)[:, None]
+    s = torch.arange(kv_len, device=device)
+    ends = kv_len if lengths is None else lengths[:, None, None, None]
+    position = t + ends - q_len
+    seen = s <= position
+    return seen if window is None else seen & (s > position - window)
+
+
+def expanded_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G S D"],
+    v: Float[Tensor, "B G S D"],
+    *,
+    lengths: Int32[Tensor, "B"] | None = None,
+    window: int | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """Returns attention after every KV head was copied R times, so that MHA code can be used on it.
+
+    Right, and what many programs do. It moves 2R + 1 times the bytes of `grouped_attention` (read 1, write R,
+    read R) and exists to be measured.
+
+    Args, Raises: as `grouped_attention`.
+
+    Example:
+        >>> q, k, v = torch.randn(1, 6, 1, 4), torch.randn(1, 3, 5, 4), torch.randn(1, 3, 5, 4)
+        >>> torch.allclose(expanded_attention(q, k, v), grouped_attention(q, k, v), atol=1e-6)
+        True
+    """
+    check_attend(q, k, v, lengths, window)
+    if _rows_differ(lengths):
+        return _row_by_row(expanded_attention, q, k, v, lengths, window)
+    k, v, lengths = _valid(k, v, lengths)
+    group_size = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group_size, dim=1), v.repeat_interleave(group_size, dim=1)  # [B, H, S, D]
+    weights = _softmax(torch.einsum("bhtd,bhsd->bhts", q, k), q.shape[3], lengths, window)
+    return torch.einsum("bhts,bhsd->bhtd", weights.to(v.dtype), v)
+
+
+def grouped_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G S D"],
+    v: Float[Tensor, "B G S D"],
+    *,
+    lengths: Int32[Tensor, "B"] | None = None,
+    window: int | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """Returns attention with K and V read where they lie: the query heads are grouped, the keys stay as they are.
+
+    `bgrtd,bgsd->bgrts`: the keys carry no `r`. That missing letter is the memory saved.
+
+    Args:
+        q: queries of the T newest tokens, H heads.
+        k: keys of all S tokens, G heads; any strides.
+        v: values, like k.
+        lengths: valid keys per sequence (T <= lengths[b] <= S) on q's device; None means all S.
+        window: how many latest keys a query sees, itself included; None means all.
+
+    Returns:
+        Like q, in q's dtype. The softmax runs in float32 or better.
+
+    Raises:
+        ValueError: for shapes, dtypes, devices, window or (on a CPU) lengths that do not fit; names the argument.
+
+    Example:
+        >>> q = torch.randn(1, 6, 4, 2)                              # H = 6, T = 4, D = 2
+        >>> k, v = torch.randn(1, 3, 4, 2), torch.randn(1, 3, 4, 2)  # G = 3, S = 4
+        >>> grouped_attention(q, k, v).shape
+        torch.Size([1, 6, 4, 2])
+
+    Source: Ainslie et al. 2023 (arXiv 2305.13245) section 2.2.
+    """
+    check_attend(q, k, v, lengths, window)
+    if _rows_differ(lengths) or not (_batches_are_strided(k) and _batches_are_strided(v)):
+        return _row_by_row(grouped_attention, q, k, v, lengths, window)
+    k, v, lengths = _valid(k, v, lengths)
+    grouped = q.unflatten(1, (k.shape[1], -1))  # [B, G, R, T, D]
+    scores = torch.einsum("bgrtd,bgsd->bgrts", grouped, k)
+    weights = _softmax(scores.flatten(1, 2), q.shape[3], lengths, window).to(v.dtype)  # [B, H, T, S]
+    out = torch.einsum("bgrts,bgsd->bgrtd", weights.unflatten(1, (k.shape[1], -1)), v)
+    return out.flatten(1, 2)
+
+
+def sdpa_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G S D"],
+    v: Float[Tensor, "B G S D"],
+    *,
+    lengths: Int32[Tensor, "B"] | None = None,
+    window: int | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """Returns attention by PyTorch's fused kernels, which never store the T x S weights.
+
+    A whole prompt (T = S) uses `is_causal` with `enable_gqa`. Everything else lays the R query heads of a group
+    out as extra query rows over one KV head, with a mask where one is needed: that way no backend repeats K or V,
+    as the MATH backend does for `enable_gqa`. `is_causal` is never used for T < S, where torch aligns it top-left
+    (pytorch#108108).
+
+    Args, Raises: as `grouped_attention`.
+
+    Example:
+        >>> q, k = torch.randn(2, 6, 1, 4), torch.randn(2, 3, 5, 4)
+        >>> sdpa_attention(q, k, k, lengths=torch.tensor([5, 2], dtype=torch.int32)).shape
+        torch.Size([2, 6, 1, 4])
+    """
+    check_attend(q, k, v, lengths, window)
+    if _rows_differ(lengths):
+        return _row_by_row(sdpa_attention, q, k, v, lengths, window)
+    k, v, lengths = _valid(k, v, lengths)
+    (batch_size, n_heads, q_len, head_dim), (n_kv_heads, kv_len) = q.shape, k.shape[1:3]
+    group_size = n_heads // n_kv_heads
+    whole_prompt = q_len == kv_len > 1 and lengths is None and window is None
+    if whole_prompt and (group_size == 1 or q.device.type == "cpu" or q.element_size() == 2):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group_size > 1)
+    rows = q.reshape(batch_size, n_kv_heads, group_size * q_len, head_dim)
+    mask = None
+    if q_len > 1 or lengths is not None or window is not None:
+        seen = visible(q_len, kv_len, lengths=lengths, window=window, device=q.device)  # [(B, 1,) T, S]
+        mask = seen.repeat(*(1,) * (seen.ndim - 2), group_size, 1)  # rows run (r, t), so the mask repeats over r
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(q.shape)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Projections, `attend`, projection back: one class from MHA (G = H) over GQA to MQA (G = 1).
+
+    `q_proj` and `o_proj` do not know `n_kv_heads`; `k_proj` and `v_proj` are H/G times smaller than in MHA.
+
+    Args:
+        d_model: width of the input and of the output (C).
+        n_heads: query heads (H).
+        n_kv_heads: KV heads (G), a divisor of H.
+        head_dim: numbers per head (D); None means d_model // n_heads.
+        bias: `q_proj`, `k_proj` and `v_proj` have a bias.
+        qk_norm_eps: epsilon of an RMSNorm over each head of q and k; None means no such norm.
+
+    Raises:
+        ValueError: for head counts that do not divide.
+
+    Example:
+        >>> mha, gqa = GroupedQueryAttention(576, 9, 9), GroupedQueryAttention(576, 9, 3)
+        >>> mha.k_proj.weight.shape, gqa.k_proj.weight.shape
+        (torch.Size([576, 576]), torch.Size([192, 576]))
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int | None = None,
+        *,
+        bias: bool = False,
+        qk_norm_eps: float | None = None,
+    ):
+        super().__init__()
+        check_heads(n_heads, n_kv_heads)
+        if head_dim is None and d_model % n_heads:
+            raise ValueError(f"d_model ({d_model}) is not a multiple of n_heads ({n_heads}): give head_dim")
+        self.head_dim = d_model // n_heads if head_dim is None else head_dim
+        self.q_proj = nn.Linear(d_model, n_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(n_heads * self.head_dim, d_model, bias=False)
+        if qk_norm_eps is not None:
+            self.q_norm = nn.RMSNorm(self.head_dim, eps=qk_norm_eps)
+            self.k_norm = nn.RMSNorm(self.head_dim, eps=qk_norm_eps)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        cache: KVCache | None = None,
+        *,
+        rotate: Callable[[Tensor], Tensor] = nn.Identity(),
+        attend: Attend = sdpa_attention,
+        window: int | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """Returns the attention of the T new tokens over themselves and, with a cache, all that came before.
+
+        Args:
+            x: what the layer reads, one row per new token.
+            cache: where the new keys and values are appended, and all of them read from; None means no past.
+            rotate: what turns q and k `[B, heads, T, D]` by their positions; nothing by default.
+            attend: the attention to compute.
+            window: passed on to `attend`.
+        """
+        q = rotate(self.q_norm(self._heads(self.q_proj(x))))  # [B, H, T, D]
+        k = rotate(self.k_norm(self._heads(self.k_proj(x))))  # [B, G, T, D]
+        v = self._heads(self.v_proj(x))
+        lengths = None
+        if cache is not None:
+            k, v = cache.append(k, v)  # [B, G, S, D]
+            lengths = cache.lengths if cache.is_ragged else None
+        out = attend(q, k, v, lengths=lengths, window=window)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def check_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, window: int | None) -> None:
+    """Raises `ValueError` naming the first argument that breaks the contract of every attention."""
+    for name, x, axes in (
+        ("q", q, "[batch, n_heads, q_len, head_dim]"),
+        ("k", k, "[batch, n_kv_heads, kv_len, head_dim]"),
+        ("v", v, "[batch, n_kv_heads, kv_len, head_dim]"),
+    ):
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {list(x.shape)}; it needs four axes {axes}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}; make them equal")
+    if not q.is_floating_point():
+        raise ValueError(f"q is {q.dtype}; attention needs floating point numbers")
+    if k.shape != v.shape:
+        raise ValueError(f"k has shape {list(k.shape)} and v {list(v.shape)}; they must be equal")
+    for axis, name in ((0, "batch"), (3, "head_dim")):
+        if q.shape[axis] != k.shape[axis]:
+            raise ValueError(f"q has {name} {q.shape[axis]} and k has {k.shape[axis]}; they must be equal")
+    check_heads(q.shape[1], k.shape[1])
+    q_len, kv_len = q.shape[2], k.shape[2]
+    if not 1 <= q_len <= kv_len:
+        raise ValueError(f"q_len ({q_len}) must be from 1 to kv_len ({kv_len}): the new tokens' keys belong in k too")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}; None means no window")
+    if lengths is not None:
+        _check_lengths(lengths, q, kv_len)
+
+
+def _check_lengths(lengths: Tensor, q: Tensor, kv_len: int) -> None:
+    if lengths.shape != q.shape[:1] or lengths.dtype != torch.int32 or lengths.device != q.device:
+        raise ValueError(
+            f"lengths must be int32 [{q.shape[0]}] on {q.device}, got {lengths.dtype} "
+            f"{list(lengths.shape)} on {lengths.device}"
+        )
+    if lengths.device.type == "cpu":  # on an accelerator a look at the values would wait for all its work
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < q.shape[2] or high > kv_len:
+            raise ValueError(f"lengths must lie from q_len ({q.shape[2]}) to kv_len ({kv_len}), got {lengths.tolist()}")
+
+
+def _rows_differ(lengths: Tensor | None) -> bool:
+    """True if sequences of different length are best sliced one by one: on a CPU, where a look costs nothing."""
+    return lengths is not None and lengths.device.type == "cpu" and int(lengths.min()) != int(lengths.max())
+
+
+def _row_by_row(attend: Attend, q, k, v, lengths, window) -> Tensor:
+    rows = [slice(b, b + 1) for b in range(q.shape[0])]
+    return torch.cat(
+        [attend(q[r], k[r], v[r], lengths=None if lengths is None else lengths[r], window=window) for r in rows]
+    )
+
+
+def _valid(k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Slices K and V to their one common length on a CPU, where slicing is far cheaper than masking."""
+    if lengths is None or lengths.device.type != "cpu":
+        return k, v, lengths
+    return k[:, :, : lengths[0]], v[:, :, : lengths[0]], None
+
+
+def _batches_are_strided(x: Tensor) -> bool:
+    """True if batch and heads fold into one axis without a copy, which a batched product needs."""
+    return x.shape[0] == 1 or x.shape[1] == 1 or x.stride(0) == x.shape[1] * x.stride(1)
+
+
+def _softmax(scores: Float[Tensor, "B H T S"], head_dim: int, lengths, window) -> Float[Tensor, "B H T S"]:
+    """Returns the causal softmax of `scores / sqrt(head_dim)`, in float32 or better."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * head_dim**-0.5
+    q_len, kv_len = scores.shape[-2:]
+    if q_len > 1 or lengths is not None or window is not None:
+        seen = visible(q_len, kv_len, lengths=lengths, window=window, device=scores.device)
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return scores.softmax(-1)
