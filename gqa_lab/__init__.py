@@ -16,7 +16,7 @@ Tensors are `[batch, heads, seq, head_dim]` everywhere, the cache included. Quer
 nowhere a code path of their own.
 
 The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `traffic`, `recorded`; `attention`,
-`plots`; `model`, `tokenizer`, `widgets`; `checkpoint`, `generate`; `checks`. A module imports only from lower
+`plots`; `model`, `tokenizer`, `widgets`; `checkpoint`, `generate`; `listen`; `checks`. A module imports only from lower
 floors. Importing `gqa_lab` itself imports none of them.
 """
 

@@ -140,7 +140,7 @@ def n_parameters(shape: Shape) -> int:
     return total + _norms_and_biases(shape) if isinstance(shape, ModelConfig) else total
 
 
-def weight_bytes_held(shape: Shape, *, bytes_per_element: float) -> int:
+def weight_bytes_held(shape: Shape, *, bytes_per_element: int | float) -> int:
     """Returns the bytes of all weights in memory.
 
     Example:
@@ -150,7 +150,7 @@ def weight_bytes_held(shape: Shape, *, bytes_per_element: float) -> int:
     return round(n_parameters(shape) * bytes_per_element)
 
 
-def weight_bytes_read(shape: Shape, *, bytes_per_element: float) -> int:
+def weight_bytes_read(shape: Shape, *, bytes_per_element: int | float) -> int:
     """Returns the bytes of weights that one decode step reads: all but an untied embedding table.
 
     A step looks up one row of that table per sequence. Tied, the same table is the output matrix, and is read.

@@ -1,6 +1,8 @@
 """What was measured elsewhere, or earlier: the JSON files of `benchmarks/results/`, each with its provenance."""
 
+import datetime
 import json
+import platform
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
@@ -23,3 +25,13 @@ def provenance(record: dict) -> str:
     """Returns one line for a caption: recorded on what, with which versions, when."""
     made = record["provenance"]
     return f"recorded on {made['device']}, {made['versions']}, {made['date']}"
+
+
+def environment() -> dict:
+    """Returns what a measurement on this machine has to say about itself: device, versions and date."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {cpu}, {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return {"device": device, "versions": versions, "date": datetime.date.today().isoformat()}

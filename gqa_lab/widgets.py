@@ -1,0 +1,81 @@
+"""A slider in front of a figure of `plots`: it never flickers, works by keyboard, and is saved as a picture."""
+
+import base64
+import html
+from collections.abc import Callable
+from dataclasses import replace
+
+import ipywidgets
+from matplotlib.axes import Axes
+
+from gqa_lab import plots
+from gqa_lab.config import divisors
+from gqa_lab.costs import Shape
+
+
+class LiveFigure(ipywidgets.VBox):
+    """Controls above a figure that is redrawn whenever one of them moves, with its text alternative below.
+
+    The picture is the value of one HTML widget, so the old one stays until the new one is there. Saved in a
+    notebook, the first picture and its text remain visible where no kernel runs.
+
+    Args:
+        draw: `draw(**values) -> Axes`, called with the controls' values by name.
+        controls: widgets by the names of its arguments.
+    """
+
+    def __init__(self, draw: Callable[..., Axes], **controls: ipywidgets.Widget):
+        self._draw, self._controls = draw, controls
+        self._view = ipywidgets.HTML()
+        super().__init__([*controls.values(), self._view])
+        for control in controls.values():
+            control.observe(self._refresh, "value")
+        self._refresh()
+
+    def _refresh(self, _change=None) -> None:
+        values = {name: control.value for name, control in self._controls.items()}
+        self._picture = plots.Picture(self._draw(**values))
+        text, image = html.escape(self._picture.text), base64.b64encode(self._picture.png).decode()
+        self._view.value = f'<img alt="{text}" src="data:image/png;base64,{image}"><p>{text}</p>'
+
+    def _repr_mimebundle_(self, **kwargs):
+        live = super()._repr_mimebundle_(**kwargs)
+        still, metadata = self._picture._repr_mimebundle_()
+        still["image/png"] = base64.b64encode(still["image/png"]).decode()
+        return live | still, metadata
+
+
+def bytes_explorer(shape: Shape) -> LiveFigure:
+    """Returns the bytes per token of `shape` with a slider over every `n_kv_heads` it could have."""
+    return LiveFigure(
+        lambda n_kv_heads: plots.bytes_per_token(replace(shape, n_kv_heads=n_kv_heads)),
+        n_kv_heads=_kv_heads_slider(shape.n_heads, shape.n_kv_heads),
+    )
+
+
+def head_map_explorer(n_heads: int = 8, n_kv_heads: int = 2) -> LiveFigure:
+    """Returns the head map with a number field for `n_heads` and a slider over its divisors for `n_kv_heads`."""
+    heads = ipywidgets.BoundedIntText(
+        n_heads, min=1, max=plots.MANY_HEADS, description="n_heads", style={"description_width": "90px"}
+    )
+    kv_heads = _kv_heads_slider(n_heads, n_kv_heads)
+    figure = LiveFigure(
+        lambda n_kv_heads: plots.head_map(max(kv_heads.options), n_kv_heads),
+        n_kv_heads=kv_heads,
+    )
+
+    def new_heads(change) -> None:
+        nearest = min(divisors(change.new), key=lambda g: abs(g - kv_heads.value))
+        kv_heads.options = divisors(change.new)
+        kv_heads.value = nearest
+        figure._refresh()
+
+    heads.observe(new_heads, "value")
+    figure.children = (heads, *figure.children)
+    return figure
+
+
+def _kv_heads_slider(n_heads: int, n_kv_heads: int) -> ipywidgets.SelectionSlider:
+    return ipywidgets.SelectionSlider(
+        options=divisors(n_heads), value=n_kv_heads, description="n_kv_heads", style={"description_width": "90px"}
+    )

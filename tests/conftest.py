@@ -1,0 +1,19 @@
+"""Shapes in every signature of the package are checked while the tests run."""
+
+import os
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+install_import_hook("gqa_lab", "beartype.beartype")
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """Switches the shape checks off, so that a wrong call meets the package's own error."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from gqa_lab.cache import KVCache
+
+
+def new_cache(batch_size=2, n_kv_heads=3, max_seq_len=8, head_dim=4):
+    return KVCache(batch_size, n_kv_heads, max_seq_len, head_dim, dtype=torch.float32, device="cpu")
+
+
+def tokens(n, seed=0, batch_size=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, batch_size, 3, n, 4, generator=generator)
+
+
+def test_append_returns_everything_that_was_appended_in_order():
+    cache, (k, v) = new_cache(), tokens(6)
+    for start, end in ((0, 3), (3, 4), (4, 6)):
+        k_all, v_all = cache.append(k[:, :, start:end], v[:, :, start:end])
+    assert torch.equal(k_all, k) and torch.equal(v_all, v)
+    assert cache.lengths.tolist() == cache.host_lengths == [6, 6]
+
+
+def test_append_returns_views_of_the_one_buffer():
+    cache = new_cache()
+    before = cache.k.data_ptr(), cache.v.data_ptr()
+    k_all, v_all = cache.append(*tokens(3))
+    assert (k_all.data_ptr(), v_all.data_ptr()) == before == (cache.k.data_ptr(), cache.v.data_ptr())
+
+
+def test_nbytes_is_two_buffers_of_all_slots_and_used_bytes_are_those_of_the_tokens():
+    cache = new_cache()
+    assert cache.nbytes == 2 * 2 * 3 * 8 * 4 * 4
+    cache.append(*tokens(3))
+    assert cache.nbytes_used == cache.nbytes * 3 // 8
+
+
+def test_an_overflow_raises_before_anything_is_written_and_the_cache_goes_on():
+    cache, (k, v) = new_cache(), tokens(8)
+    cache.append(k[:, :, :6], v[:, :, :6])
+    buffers = cache.k.clone(), cache.v.clone()
+    with pytest.raises(ValueError, match="3 more tokens after 6 need 9 slots; this cache has max_seq_len = 8"):
+        cache.append(*tokens(3, seed=1))
+    assert torch.equal(cache.k, buffers[0]) and torch.equal(cache.v, buffers[1])
+    assert cache.lengths.tolist() == cache.host_lengths == [6, 6]
+    k_all, _ = cache.append(k[:, :, 6:], v[:, :, 6:])
+    assert torch.equal(k_all, k)
+
+
+def test_after_a_rewind_the_next_token_lands_behind_what_was_kept():
+    cache, (k, v) = new_cache(), tokens(6)
+    cache.append(k, v)
+    cache.rewind(4)
+    new_k, new_v = tokens(1, seed=1)
+    k_all, v_all = cache.append(new_k, new_v)
+    assert torch.equal(k_all, torch.cat([k[:, :, :4], new_k], 2))
+    assert torch.equal(v_all, torch.cat([v[:, :, :4], new_v], 2))
+
+
+@pytest.mark.parametrize("length", [-1, 4])
+def test_a_rewind_to_tokens_that_are_not_there_is_refused(length):
+    cache = new_cache()
+    cache.append(*tokens(3))
+    with pytest.raises(ValueError, match=rf"cannot rewind to {length}: the sequences hold \[3, 3\] tokens"):
+        cache.rewind(length)
+
+
+def test_rows_filled_one_by_one_become_a_ragged_batch_that_grows_together():
+    cache, (k, v) = new_cache(), tokens(5)
+    for b, n in ((0, 3), (1, 1)):
+        cache.row(b).append(k[b : b + 1, :, :n], v[b : b + 1, :, :n])
+    assert cache.lengths.tolist() == cache.host_lengths == [3, 1] and cache.is_ragged
+    k_all, v_all = cache.append(k[:, :, 3:5], v[:, :, 3:5])
+    assert cache.lengths.tolist() == cache.host_lengths == [5, 3]
+    assert torch.equal(k_all[0], k[0]) and torch.equal(v_all[0], v[0])
+    expected = torch.cat([k[1, :, :1], k[1, :, 3:5]], 1)
+    assert torch.equal(k_all[1, :, :3], expected)
+
+
+def test_a_ragged_cache_overflows_by_its_longest_sequence():
+    cache = new_cache()
+    cache.row(0).append(*tokens(8, batch_size=1))
+    with pytest.raises(ValueError, match="1 more tokens after 8 need 9 slots"):
+        cache.append(*tokens(1))
+    assert cache.host_lengths == [8, 0]
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "message"),
+    [
+        (torch.zeros(2, 9, 1, 4), torch.zeros(2, 9, 1, 4), r"k has shape \[2, 9, 1, 4\]; this cache takes \[batch 2, n_kv_heads 3"),
+        (torch.zeros(2, 3, 1, 4), torch.zeros(2, 3, 2, 4), "k has 1 new tokens and v has 2"),
+        (torch.zeros(2, 3, 1, 4).double(), torch.zeros(2, 3, 1, 4).double(), "k is torch.float64 on cpu; this cache is torch.float32"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(k, v, message, shapes_unchecked):
+    with pytest.raises(ValueError, match=message):
+        new_cache().append(k, v)
+
+
+def test_a_cache_without_slots_is_refused():
+    with pytest.raises(ValueError, match="max_seq_len must be a whole number of at least 1, got 0"):
+        new_cache(max_seq_len=0)

@@ -1,0 +1,127 @@
+import itertools
+
+import pytest
+import torch
+
+from gqa_lab.attention import expanded_attention, grouped_attention, sdpa_attention
+from gqa_lab.config import ModelConfig
+from gqa_lab.generate import decode_step, generate, greedy, prefill, random_sampler
+from gqa_lab.model import Transformer
+
+PROMPTS = [[3, 1, 4], [9], [2, 6, 5, 3, 5]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = ModelConfig(
+        n_layers=2, d_model=24, n_heads=6, n_kv_heads=3, head_dim=4, d_ff=32, vocab_size=50, max_seq_len=32,
+        rope_theta=1e4, norm_eps=1e-5,
+    )  # fmt: skip
+    return Transformer(config).double().eval()
+
+
+@torch.no_grad()
+def uncached(model, prompt, n):
+    """The slow truth: read everything again for every token."""
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
+def test_a_batch_of_different_prompts_streams_what_recomputing_each_gives(model, attend):
+    steps = list(generate(model, PROMPTS, max_new_tokens=6, attend=attend, prefill_attend=attend))
+    assert [list(answer) for answer in zip(*steps, strict=True)] == [uncached(model, p, 6) for p in PROMPTS]
+
+
+def test_the_tests_model_does_not_answer_every_prompt_alike(model):
+    answers = [tuple(uncached(model, p, 6)) for p in PROMPTS]
+    assert len(set(answers)) == 3 and all(len(set(a)) > 1 for a in answers)
+
+
+def test_tokens_come_one_step_at_a_time(model):
+    steps_taken = []
+
+    def counting_step(*args, **kwargs):
+        steps_taken.append(1)
+        return decode_step(*args, **kwargs)
+
+    stream = generate(model, PROMPTS, max_new_tokens=20, step=counting_step)
+    list(itertools.islice(stream, 3))
+    assert len(steps_taken) == 2  # the first token comes from the prompt
+
+
+def test_a_stop_token_ends_its_sequence_and_is_no_part_of_the_answer(model):
+    answers = [uncached(model, p, 6) for p in PROMPTS]
+    stop = answers[0][2]
+    steps = list(generate(model, PROMPTS, max_new_tokens=6, stop=[stop]))
+    for answer, got in zip(answers, zip(*steps, strict=True), strict=True):
+        end = answer.index(stop) if stop in answer else 6
+        assert list(got) == (answer[:end] + [None] * 6)[: len(steps)]
+
+
+def test_nothing_more_is_yielded_when_all_have_finished(model):
+    first = [answer[0] for answer in (uncached(model, p, 1) for p in PROMPTS)]
+    assert list(generate(model, PROMPTS, max_new_tokens=6, stop=first)) == []
+
+
+def test_the_sampler_decides(model):
+    assert list(generate(model, [[1, 2]], max_new_tokens=3, sampler=lambda logits: logits.argmin(-1))) != list(
+        generate(model, [[1, 2]], max_new_tokens=3)
+    )
+
+
+def test_prefill_returns_the_logits_of_the_last_prompt_token(model):
+    caches = model.new_caches(1, 8)
+    with torch.no_grad():
+        expected = model(torch.tensor([[3, 1, 4]]))[:, -1]
+    torch.testing.assert_close(prefill(model, torch.tensor([[3, 1, 4]]), caches), expected)
+    assert caches[0].host_lengths == [3]
+
+
+def test_all_positions_of_the_model_can_be_used(model):
+    assert len(list(generate(model, [[1] * 20], max_new_tokens=13))) == 13
+
+
+@pytest.mark.parametrize(
+    ("prompts", "n", "message"),
+    [
+        ([1, 2], 4, "for one prompt write"),
+        ([], 4, "prompts must be a list of prompts"),
+        ([[1], []], 4, "prompt 1 is empty"),
+        ([[1], [50]], 4, "prompt 1 holds token id 50; this model knows 0 to 49"),
+        ([[1] * 20], 14, "prompt 0 has 20 tokens; with 14 new ones that exceeds the model's 32 positions: at most 13"),
+        ([[1]], 0, "max_new_tokens must be at least 1, got 0"),
+    ],
+)
+def test_an_impossible_request_is_refused_at_the_call(model, prompts, n, message, shapes_unchecked):
+    with pytest.raises(ValueError, match=message):
+        generate(model, prompts, max_new_tokens=n)
+
+
+def test_greedy_takes_the_likeliest():
+    assert greedy(torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])).tolist() == [1, 0]
+
+
+def test_a_random_sampler_draws_by_probability_and_repeats_with_its_seed():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(4000, 1)
+    draws = random_sampler(1.0, seed=3)(logits)
+    shares = torch.bincount(draws, minlength=3) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.04, rtol=0)
+    assert torch.equal(draws, random_sampler(1.0, seed=3)(logits))
+    assert not torch.equal(draws, random_sampler(1.0, seed=4)(logits))
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_it_and_a_low_temperature_the_first():
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log().repeat(500, 1)
+    assert set(random_sampler(1.0, top_p=0.6)(logits).tolist()) == {1, 2}
+    assert set(random_sampler(1.0, top_p=0.4)(logits).tolist()) == {1}
+    assert set(random_sampler(0.01)(logits).tolist()) == {1}
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0, 1), (-1, 1), (1, 0), (1, 1.5)])
+def test_a_sampler_outside_its_range_is_refused(temperature, top_p, shapes_unchecked):
+    with pytest.raises(ValueError, match="temperature must be|top_p must be"):
+        random_sampler(temperature, top_p=top_p)

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gqa_lab.attention import expanded_attention, grouped_attention, sdpa_attention
+from gqa_lab.config import ModelConfig
+from gqa_lab.costs import kv_cache_bytes, n_parameters
+from gqa_lab.model import Transformer
+
+SIZES = dict(
+    n_layers=2, d_model=24, n_heads=6, n_kv_heads=3, head_dim=8, d_ff=32, vocab_size=50, max_seq_len=64,
+    rope_theta=1e4, norm_eps=1e-5,
+)  # fmt: skip
+LLAMA3_SCALING = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
+
+
+def tiny(**changes) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(**SIZES | changes)).double().eval()
+
+
+def oracle_and_ours(n_heads, n_kv_heads, tied, rope_parameters=None):
+    torch.manual_seed(1)
+    rope_parameters = {"rope_theta": 1e4, "rope_type": "default"} | (rope_parameters or {})
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            num_hidden_layers=2, hidden_size=24, num_attention_heads=n_heads, num_key_value_heads=n_kv_heads,
+            head_dim=8, intermediate_size=32, vocab_size=50, max_position_embeddings=64, rms_norm_eps=1e-5,
+            tie_word_embeddings=tied, rope_parameters=rope_parameters,
+        )
+    ).double().eval()  # fmt: skip
+    inv_freq = theirs.model.rotary_emb.inv_freq
+    plain = 1.0 / 1e4 ** (torch.arange(0, 8, 2) / 8)
+    scaling = None if rope_parameters["rope_type"] == "default" else tuple((plain / inv_freq).tolist())
+    ours = tiny(n_heads=n_heads, n_kv_heads=n_kv_heads, tie_embeddings=tied, rope_scaling=scaling)
+    names = {
+        "model.": "", "self_attn": "attention", "input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm",
+    }  # fmt: skip
+    state = {}
+    for name, weight in theirs.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        if not (tied and name == "lm_head.weight"):
+            state[name] = weight
+    ours.load_state_dict(state)
+    return theirs, ours
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(6, 6), (6, 3), (6, 2), (6, 1)])
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(n_heads, n_kv_heads, tied):
+    theirs, ours = oracle_and_ours(n_heads, n_kv_heads, tied)
+    ids = torch.randint(50, (2, 40), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_divided_frequencies_are_the_rope_scaling_of_llama_3():
+    theirs, ours = oracle_and_ours(6, 3, False, LLAMA3_SCALING)
+    assert max(ours.config.rope_scaling) > 2
+    ids = torch.randint(50, (1, 60), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 6}, {"n_kv_heads": 1}, {"attention_bias": True, "qk_norm": True}, {"sliding_window": 4}], ids=str)
+@pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_prefill_chunks_and_steps_add_up_to_one_forward(changes, attend):
+    model = tiny(**changes)
+    ids = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(2))
+    whole = model(ids, attend=attend)
+    caches = model.new_caches(2, 12)
+    parts = [model(ids[:, a:b], caches, attend=attend) for a, b in ((0, 5), (5, 6), (6, 9), (9, 10), (10, 12))]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+def test_a_ragged_batch_computes_what_each_sequence_computes_alone():
+    model = tiny()
+    prompts = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
+    caches = model.new_caches(3, 8)
+    for b, prompt in enumerate(prompts):
+        model(torch.tensor([prompt]), [cache.row(b) for cache in caches])
+    new = torch.tensor([[7, 8], [10, 11], [12, 13]])
+    together = model(new, caches, attend=grouped_attention)
+    for b, prompt in enumerate(prompts):
+        alone = model(torch.tensor([prompt + new[b].tolist()]))[:, -2:]
+        torch.testing.assert_close(together[b : b + 1], alone, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1])
+def test_allocated_caches_are_as_large_as_predicted(n_kv_heads):
+    model = tiny(n_kv_heads=n_kv_heads)
+    held = sum(cache.nbytes for cache in model.new_caches(3, 20))
+    assert held == kv_cache_bytes(model.config, batch_size=3, kv_len=20, bytes_per_element=8)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"attention_bias": True, "qk_norm": True, "n_kv_heads": 1}], ids=str)
+def test_the_predicted_number_of_parameters_is_exact(changes):
+    model = tiny(**changes)
+    assert n_parameters(model.config) == sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_too_many_tokens_or_too_few_caches_are_refused(shapes_unchecked):
+    model = tiny()
+    with pytest.raises(ValueError, match="65 tokens after 0 exceed the 64 positions of this model"):
+        model(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"max_seq_len \(65\) exceeds the 64 positions"):
+        model.new_caches(1, 65)
+    with pytest.raises(ValueError, match="caches has 1 entries; this model has 2 layers"):
+        model(torch.zeros(1, 1, dtype=torch.long), model.new_caches(1, 8)[:1])
+
+
+def test_a_changed_dtype_changes_the_caches_too():
+    model = tiny().to(torch.float16)
+    assert model.new_caches(1, 4)[0].k.dtype == torch.float16
+    assert model(torch.zeros(1, 3, dtype=torch.long)).dtype == torch.float16

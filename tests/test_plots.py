@@ -1,0 +1,42 @@
+from dataclasses import replace
+
+import pytest
+
+from gqa_lab import plots
+from gqa_lab.costs import SHAPES
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(8, 8), (8, 2), (8, 1), (6, 3), (1, 1), (71, 1)])
+def test_the_head_map_draws_one_line_per_query_head_to_its_own_kv_head(n_heads, n_kv_heads):
+    axes = plots.head_map(n_heads, n_kv_heads)
+    lines = [line.get_xdata() for line in axes.lines]
+    assert [x[0] for x in lines] == list(range(n_heads))
+    group_size = n_heads // n_kv_heads
+    ends = [x[1] for x in lines]
+    for i, j in zip(range(n_heads), range(1, n_heads), strict=False):
+        assert (ends[i] == ends[j]) == (i // group_size == j // group_size)
+
+
+def test_the_bars_are_the_bytes_of_every_possible_number_of_kv_heads():
+    axes = plots.bytes_per_token(SHAPES["llama-2-70b"])
+    assert [bar.get_height() for bar in axes.patches] == [40, 80, 160, 320, 640, 1280, 2560]
+    assert axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("axes", [plots.head_map(8, 2), plots.bytes_per_token(replace(SHAPES["phi-2"], n_kv_heads=4))])
+def test_every_figure_says_itself_in_words_and_renders_to_the_same_bytes(axes):
+    picture = plots.Picture(axes)
+    data, metadata = picture._repr_mimebundle_()
+    assert len(data["text/plain"]) > 40 and "<" not in data["text/plain"]
+    assert metadata["image/png"]["alt"] == data["text/plain"]
+    assert data["image/png"].startswith(b"\x89PNG") and plots.Picture(axes).png == picture.png
+
+
+def test_kinds_differ_in_marker_and_line_as_well_as_in_colour():
+    for key in ("color", "marker", "linestyle"):
+        assert len({style[key] for style in plots.STYLE.values()}) == 3
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="try 1, 2, 3 or 6"):
+        plots.head_map(6, 4)
