@@ -69,7 +69,13 @@ Shape = ModelShape | ModelConfig
 
 def _read_shapes() -> dict[str, ModelShape]:
     text = resources.files("gqa_lab").joinpath("data/models.csv").read_text(encoding="utf-8")
-    whole = {f.name for f in fields(ModelShape)} - {"name", "source", "notes", "tie_embeddings", "params_billion"}
+    whole = {f.name for f in fields(ModelShape)} - {
+        "name",
+        "source",
+        "notes",
+        "tie_embeddings",
+        "params_billion",
+    }
     shapes = {}
     for row in csv.DictReader(text.splitlines()):
         key = row.pop("key")
@@ -108,7 +114,11 @@ def kv_cache_bytes(shape: Shape, *, batch_size: int, kv_len: int, bytes_per_elem
     Source: for these two numbers, DeepSeek-AI 2025 (arXiv 2505.09343) Table 1, which lists 70.272 KB for
         DeepSeek-V3 and 327.680 KB for Qwen2.5-72B, a model with the KV heads, layers and head_dim of LLaMA 2 70B.
     """
-    for name, value in (("batch_size", batch_size), ("kv_len", kv_len), ("bytes_per_element", bytes_per_element)):
+    for name, value in (
+        ("batch_size", batch_size),
+        ("kv_len", kv_len),
+        ("bytes_per_element", bytes_per_element),
+    ):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     window = shape.sliding_window

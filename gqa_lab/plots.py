@@ -130,7 +130,12 @@ def bytes_per_token(shape: Shape, *, bytes_per_element: int = 2) -> Axes:
         color, own = STYLE[attention_kind(shape.n_heads, g)]["color"], g == shape.n_kv_heads
         axes.bar(x, y, width=0.6, facecolor=color if own else "white", edgecolor=color, linewidth=1.5)
         axes.annotate(
-            f"{y:,.4g}", (x, y), (0, 4), textcoords="offset points", ha="center", weight="bold" if own else "normal"
+            f"{y:,.4g}",
+            (x, y),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            weight="bold" if own else "normal",
         )
     axes.set_xticks(range(len(options)), [f"{g}\n{_end_name(shape.n_heads, g)}" for g in options])
     axes.set_ylim(0, max(kib) * 1.2)
@@ -150,7 +155,8 @@ def bytes_per_token_text(shape: Shape, *, bytes_per_element: int = 2) -> str:
         'With 8 KV heads, a token keeps 320 KiB. With 64 it would keep 2,560 KiB (MHA), with 1 40 KiB (MQA).'
     """
     own, most, least = (
-        f"{_token_bytes(shape, g, bytes_per_element) / 1024:,.4g}" for g in (shape.n_kv_heads, shape.n_heads, 1)
+        f"{_token_bytes(shape, g, bytes_per_element) / 1024:,.4g}"
+        for g in (shape.n_kv_heads, shape.n_heads, 1)
     )
     return (
         f"With {shape.n_kv_heads} KV heads, a token keeps {own} KiB. With {shape.n_heads} it would keep {most} KiB "

@@ -32,6 +32,10 @@ def environment() -> dict:
     import torch
 
     cpu = platform.processor() or platform.machine()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {cpu}, {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU {cpu}, {torch.get_num_threads()} threads"
+    )
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return {"device": device, "versions": versions, "date": datetime.date.today().isoformat()}

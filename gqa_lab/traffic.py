@@ -16,7 +16,11 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 _WRITE_ONLY = {aten.copy_, aten.fill_, aten.zero_}  # what stood in the first argument is not read
 _LOOK_UPS = {aten.embedding, aten.index_select, aten.index, aten.gather}  # read as much as they return
-_SLICE_WRITES = {aten.index_put_: 2, aten._index_put_impl_: 2, aten.index_copy_: 3}  # position of the new values
+_SLICE_WRITES = {
+    aten.index_put_: 2,
+    aten._index_put_impl_: 2,
+    aten.index_copy_: 3,
+}  # position of the new values
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class TrafficMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.namespace not in ("aten", "prim"):
-            raise RuntimeError(f"TrafficMeter cannot see what {func} reads and writes; use eager PyTorch operations")
+            raise RuntimeError(
+                f"TrafficMeter cannot see what {func} reads and writes; use eager PyTorch operations"
+            )
         result = func(*args, **kwargs)
         read, written = _traffic(func.overloadpacket, func, args, kwargs, result)
         if read or written:
@@ -108,7 +114,9 @@ def _mutated(func, args, kwargs) -> list[Tensor]:
 
 
 def _shares_memory(x: Tensor, y: Tensor) -> bool:
-    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() and x.untyped_storage().nbytes() > 0
+    return (
+        x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() and x.untyped_storage().nbytes() > 0
+    )
 
 
 def _sum_distinct(tensors: list[Tensor]) -> int:

@@ -77,5 +77,8 @@ def head_map_explorer(n_heads: int = 8, n_kv_heads: int = 2) -> LiveFigure:
 
 def _kv_heads_slider(n_heads: int, n_kv_heads: int) -> ipywidgets.SelectionSlider:
     return ipywidgets.SelectionSlider(
-        options=divisors(n_heads), value=n_kv_heads, description="n_kv_heads", style={"description_width": "90px"}
+        options=divisors(n_heads),
+        value=n_kv_heads,
+        description="n_kv_heads",
+        style={"description_width": "90px"},
     )

@@ -38,7 +38,11 @@ def inputs(n_heads, n_kv_heads, q_len, kv_len, *, batch_size=3, head_dim=6, dtyp
 
 
 def lengths_for(kind, q_len, kv_len, batch_size=3):
-    values = {None: None, "equal": [kv_len - 1] * batch_size, "ragged": [kv_len, q_len, (kv_len + q_len) // 2]}[kind]
+    values = {
+        None: None,
+        "equal": [kv_len - 1] * batch_size,
+        "ragged": [kv_len, q_len, (kv_len + q_len) // 2],
+    }[kind]
     if kind == "equal" and kv_len == q_len:
         values = [kv_len] * batch_size
     return None if values is None else torch.tensor(values, dtype=torch.int32)
@@ -54,7 +58,9 @@ def truth(q, k, v, lengths, window):
 @heads
 @sizes
 @masks
-def test_every_attend_equals_the_reference_in_float64(attend, n_heads, n_kv_heads, q_len, kv_len, lengths, window):
+def test_every_attend_equals_the_reference_in_float64(
+    attend, n_heads, n_kv_heads, q_len, kv_len, lengths, window
+):
     q, k, v = inputs(n_heads, n_kv_heads, q_len, kv_len)
     lengths = lengths_for(lengths, q_len, kv_len)
     out = attend(q, k, v, lengths=lengths, window=window)
@@ -184,7 +190,9 @@ def test_with_as_many_kv_heads_as_heads_the_module_is_multi_head_attention():
     layer = GroupedQueryAttention(24, 6, 6).double()
     oracle = torch.nn.MultiheadAttention(24, 6, bias=False, batch_first=True).double()
     with torch.no_grad():
-        oracle.in_proj_weight.copy_(torch.cat([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight]))
+        oracle.in_proj_weight.copy_(
+            torch.cat([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight])
+        )
         oracle.out_proj.weight.copy_(layer.o_proj.weight)
     x = torch.randn(2, 5, 24, dtype=torch.float64)
     expected, _ = oracle(x, x, x, attn_mask=~visible(5, 5), is_causal=True, need_weights=False)
@@ -218,7 +226,10 @@ def test_grouped_weights_copied_into_multi_head_attention_give_the_same_output()
 
 def test_fewer_kv_heads_shrink_only_the_key_and_value_projections():
     mha, gqa = GroupedQueryAttention(1024, 16, 16, 128), GroupedQueryAttention(1024, 16, 8, 128)
-    shapes = {name: [tuple(getattr(m, name).weight.shape) for m in (mha, gqa)] for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    shapes = {
+        name: [tuple(getattr(m, name).weight.shape) for m in (mha, gqa)]
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+    }
     assert shapes == {
         "q_proj": [(2048, 1024), (2048, 1024)],
         "k_proj": [(2048, 1024), (1024, 1024)],

@@ -38,7 +38,10 @@ def test_a_config_takes_keywords_only():
         (dict(n_layers=0), "n_layers must be a whole number"),
         (dict(rope_theta=0.0), "rope_theta must be greater than 0"),
         (dict(sliding_window=0), "sliding_window must be at least 1"),
-        (dict(rope_scaling=(1.0,)), "rope_scaling has 1 numbers; it needs one per frequency, head_dim // 2 = 2"),
+        (
+            dict(rope_scaling=(1.0,)),
+            "rope_scaling has 1 numbers; it needs one per frequency, head_dim // 2 = 2",
+        ),
     ],
 )
 def test_an_impossible_size_is_refused_with_the_remedy(change, message, shapes_unchecked):

@@ -30,7 +30,9 @@ def uncached(model, prompt, n):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__
+)
 def test_a_batch_of_different_prompts_streams_what_recomputing_each_gives(model, attend):
     steps = list(generate(model, PROMPTS, max_new_tokens=6, attend=attend, prefill_attend=attend))
     assert [list(answer) for answer in zip(*steps, strict=True)] == [uncached(model, p, 6) for p in PROMPTS]
@@ -68,9 +70,9 @@ def test_nothing_more_is_yielded_when_all_have_finished(model):
 
 
 def test_the_sampler_decides(model):
-    assert list(generate(model, [[1, 2]], max_new_tokens=3, sampler=lambda logits: logits.argmin(-1))) != list(
-        generate(model, [[1, 2]], max_new_tokens=3)
-    )
+    assert list(
+        generate(model, [[1, 2]], max_new_tokens=3, sampler=lambda logits: logits.argmin(-1))
+    ) != list(generate(model, [[1, 2]], max_new_tokens=3))
 
 
 def test_prefill_returns_the_logits_of_the_last_prompt_token(model):
@@ -92,7 +94,11 @@ def test_all_positions_of_the_model_can_be_used(model):
         ([], 4, "prompts must be a list of prompts"),
         ([[1], []], 4, "prompt 1 is empty"),
         ([[1], [50]], 4, "prompt 1 holds token id 50; this model knows 0 to 49"),
-        ([[1] * 20], 14, "prompt 0 has 20 tokens; with 14 new ones that exceeds the model's 32 positions: at most 13"),
+        (
+            [[1] * 20],
+            14,
+            "prompt 0 has 20 tokens; with 14 new ones that exceeds the model's 32 positions: at most 13",
+        ),
         ([[1]], 0, "max_new_tokens must be at least 1, got 0"),
     ],
 )

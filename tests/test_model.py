@@ -12,7 +12,11 @@ SIZES = dict(
     rope_theta=1e4, norm_eps=1e-5,
 )  # fmt: skip
 LLAMA3_SCALING = dict(
-    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
 )
 
 
@@ -65,15 +69,29 @@ def test_divided_frequencies_are_the_rope_scaling_of_llama_3():
     torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 6}, {"n_kv_heads": 1}, {"attention_bias": True, "qk_norm": True}, {"sliding_window": 4}], ids=str)
-@pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_kv_heads": 6},
+        {"n_kv_heads": 1},
+        {"attention_bias": True, "qk_norm": True},
+        {"sliding_window": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__
+)
 @torch.no_grad()
 def test_prefill_chunks_and_steps_add_up_to_one_forward(changes, attend):
     model = tiny(**changes)
     ids = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(2))
     whole = model(ids, attend=attend)
     caches = model.new_caches(2, 12)
-    parts = [model(ids[:, a:b], caches, attend=attend) for a, b in ((0, 5), (5, 6), (6, 9), (9, 10), (10, 12))]
+    parts = [
+        model(ids[:, a:b], caches, attend=attend) for a, b in ((0, 5), (5, 6), (6, 9), (9, 10), (10, 12))
+    ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-10, rtol=0)
 
 
@@ -98,7 +116,11 @@ def test_allocated_caches_are_as_large_as_predicted(n_kv_heads):
     assert held == kv_cache_bytes(model.config, batch_size=3, kv_len=20, bytes_per_element=8)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"attention_bias": True, "qk_norm": True, "n_kv_heads": 1}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_embeddings": True}, {"attention_bias": True, "qk_norm": True, "n_kv_heads": 1}],
+    ids=str,
+)
 def test_the_predicted_number_of_parameters_is_exact(changes):
     model = tiny(**changes)
     assert n_parameters(model.config) == sum(p.numel() for p in model.parameters())

@@ -44,5 +44,8 @@ def test_an_operation_that_is_not_pytorchs_own_is_refused_instead_of_guessed():
     def double(x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
-    with pytest.raises(RuntimeError, match="TrafficMeter cannot see what gqa_lab_test.double"), TrafficMeter():
+    with (
+        pytest.raises(RuntimeError, match="TrafficMeter cannot see what gqa_lab_test.double"),
+        TrafficMeter(),
+    ):
         double(X)
