@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "gqa_lab"
 FLOORS = [
-    {"config", "reference", "costs", "cache", "traffic", "recorded"},
+    {"config", "reference", "costs", "cache", "traffic", "recorded", "smollm2"},
     {"attention", "plots"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "generate"},
@@ -48,16 +48,12 @@ def test_every_module_stands_on_a_floor_and_every_floor_is_built():
 def test_a_module_imports_only_from_lower_floors():
     for module, imported in modules().items():
         for other in imported:
-            assert floor_of(other) < floor_of(module) or (module, other) in SAME_FLOOR, (
-                f"{module} imports {other}"
-            )
+            assert floor_of(other) < floor_of(module) or (module, other) in SAME_FLOOR, f"{module} imports {other}"
 
 
 def test_importing_the_package_brings_in_no_heavy_library():
     code = "import gqa_lab, sys; print([m for m in ('triton', 'matplotlib', 'ipywidgets', 'torch', 'transformers') if m in sys.modules])"
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert out.stdout.strip() == "[]"
 
 
@@ -66,7 +62,5 @@ def test_the_core_brings_in_neither_triton_nor_matplotlib_nor_ipywidgets():
         "import gqa_lab.generate, gqa_lab.checkpoint, gqa_lab.costs, sys;"
         "print([m for m in ('triton', 'matplotlib', 'ipywidgets', 'transformers') if m in sys.modules])"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
-    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert out.stdout.strip() == "[]"
