@@ -147,9 +147,7 @@ def sdpa_attention(
     mask = None
     if q_len > 1 or lengths is not None or window is not None:
         seen = visible(q_len, kv_len, lengths=lengths, window=window, device=q.device)  # [(B, 1,) T, S]
-        mask = seen.repeat(
-            *(1,) * (seen.ndim - 2), group_size, 1
-        )  # rows run (r, t), so the mask repeats over r
+        mask = seen.repeat(*(1,) * (seen.ndim - 2), group_size, 1)  # rows run (r, t), so the mask repeats over r
     return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(q.shape)
 
 
@@ -242,9 +240,7 @@ def check_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, window
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {list(x.shape)}; it needs four axes {axes}")
         if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(
-                f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}; make them equal"
-            )
+            raise ValueError(f"{name} is {x.dtype} on {x.device} but q is {q.dtype} on {q.device}; make them equal")
     if not q.is_floating_point():
         raise ValueError(f"q is {q.dtype}; attention needs floating point numbers")
     if k.shape != v.shape:
@@ -255,9 +251,7 @@ def check_attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, window
     check_heads(q.shape[1], k.shape[1])
     q_len, kv_len = q.shape[2], k.shape[2]
     if not 1 <= q_len <= kv_len:
-        raise ValueError(
-            f"q_len ({q_len}) must be from 1 to kv_len ({kv_len}): the new tokens' keys belong in k too"
-        )
+        raise ValueError(f"q_len ({q_len}) must be from 1 to kv_len ({kv_len}): the new tokens' keys belong in k too")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}; None means no window")
     if lengths is not None:
@@ -273,9 +267,7 @@ def _check_lengths(lengths: Tensor, q: Tensor, kv_len: int) -> None:
     if lengths.device.type == "cpu":  # on an accelerator a look at the values would wait for all its work
         low, high = int(lengths.min()), int(lengths.max())
         if low < q.shape[2] or high > kv_len:
-            raise ValueError(
-                f"lengths must lie from q_len ({q.shape[2]}) to kv_len ({kv_len}), got {lengths.tolist()}"
-            )
+            raise ValueError(f"lengths must lie from q_len ({q.shape[2]}) to kv_len ({kv_len}), got {lengths.tolist()}")
 
 
 def _rows_differ(lengths: Tensor | None) -> bool:

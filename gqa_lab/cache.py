@@ -127,9 +127,7 @@ class KVCache:
                     f"[batch {batch_size}, n_kv_heads {n_kv_heads}, new tokens, head_dim {head_dim}]"
                 )
             if x.dtype != self.k.dtype or x.device != self.k.device:
-                raise ValueError(
-                    f"{name} is {x.dtype} on {x.device}; this cache is {self.k.dtype} on {self.k.device}"
-                )
+                raise ValueError(f"{name} is {x.dtype} on {x.device}; this cache is {self.k.dtype} on {self.k.device}")
         if k.shape != v.shape:
             raise ValueError(f"k has {k.shape[2]} new tokens and v has {v.shape[2]}; they must be the same")
         longest = max(self.host_lengths)

@@ -89,9 +89,7 @@ class ModelConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)!r}")
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(
-                f"sliding_window must be at least 1, got {self.sliding_window}; None means no window"
-            )
+            raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}; None means no window")
         if self.rope_scaling is not None and len(self.rope_scaling) != self.head_dim // 2:
             raise ValueError(
                 f"rope_scaling has {len(self.rope_scaling)} numbers; it needs one per frequency, "

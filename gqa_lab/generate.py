@@ -62,9 +62,7 @@ def random_sampler(temperature: float, *, top_p: float = 1.0, seed: int = 0) -> 
         ValueError: for a temperature or top_p outside its range.
     """
     if not temperature > 0:
-        raise ValueError(
-            f"temperature must be greater than 0, got {temperature}; use greedy for the likeliest token"
-        )
+        raise ValueError(f"temperature must be greater than 0, got {temperature}; use greedy for the likeliest token")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}")
     generator = torch.Generator().manual_seed(seed)
@@ -113,9 +111,7 @@ def generate(
     _check_request(model, prompts, max_new_tokens)
     longest = max(map(len, prompts)) + max_new_tokens - 1  # the last new token is never read back
     caches = model.new_caches(len(prompts), longest)
-    return _stream(
-        model, prompts, caches, max_new_tokens, attend, prefill_attend, step, sampler, frozenset(stop)
-    )
+    return _stream(model, prompts, caches, max_new_tokens, attend, prefill_attend, step, sampler, frozenset(stop))
 
 
 def _stream(model, prompts, caches, max_new_tokens, attend, prefill_attend, step, sampler, stop):
@@ -145,9 +141,7 @@ def _prefill_prompts(model, prompts, caches, attend) -> Float[Tensor, "B vocab"]
 
 def _check_request(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> None:
     if not prompts or any(isinstance(p, int) for p in prompts):
-        raise ValueError(
-            "prompts must be a list of prompts, each a list of token ids; for one prompt write [ids]"
-        )
+        raise ValueError("prompts must be a list of prompts, each a list of token ids; for one prompt write [ids]")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     vocab_size, max_seq_len = model.config.vocab_size, model.config.max_seq_len
@@ -156,9 +150,7 @@ def _check_request(model: Transformer, prompts: list[list[int]], max_new_tokens:
             raise ValueError(f"prompt {b} is empty; it needs at least one token")
         unknown = [i for i in prompt if not 0 <= i < vocab_size]
         if unknown:
-            raise ValueError(
-                f"prompt {b} holds token id {unknown[0]}; this model knows 0 to {vocab_size - 1}"
-            )
+            raise ValueError(f"prompt {b} holds token id {unknown[0]}; this model knows 0 to {vocab_size - 1}")
         if len(prompt) + max_new_tokens - 1 > max_seq_len:
             raise ValueError(
                 f"prompt {b} has {len(prompt)} tokens; with {max_new_tokens} new ones that exceeds the model's "

@@ -47,9 +47,7 @@ def listen(
     """
     if model is None:
         answers = recorded("smollm2_answers")
-        print(
-            f"{MISSING}\nUntil then, an answer {provenance(answers)}:\n{answers['answers'][record]['text']}"
-        )
+        print(f"{MISSING}\nUntil then, an answer {provenance(answers)}:\n{answers['answers'][record]['text']}")
         return answers["answers"][record]["ids"]
     answer, piece = [], tokenizer.stream()
     steps = generate(
@@ -81,9 +79,7 @@ def load_smollm2() -> tuple[Transformer, Tokenizer] | tuple[None, None]:
 
 
 @torch.no_grad()
-def cross_entropy(
-    model: Transformer, token_ids: Int[Tensor, "1 T"], *, attend: Attend = sdpa_attention
-) -> float:
+def cross_entropy(model: Transformer, token_ids: Int[Tensor, "1 T"], *, attend: Attend = sdpa_attention) -> float:
     """Returns the mean surprise of the model at each next token, in nats: lower is better, ln(vocab_size) is a guess.
 
     Args:

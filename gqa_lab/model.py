@@ -41,9 +41,7 @@ class Layer(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = MLP(config.d_model, config.d_ff)
 
-    def forward(
-        self, x: Float[Tensor, "B T C"], cache: KVCache | None, **attention
-    ) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], cache: KVCache | None, **attention) -> Float[Tensor, "B T C"]:
         """Returns x with this layer's attention and MLP added."""
         x = x + self.attention(self.attention_norm(x), cache, **attention)
         return x + self.mlp(self.mlp_norm(x))
@@ -116,9 +114,7 @@ class Transformer(nn.Module):
         """
         config = self.config
         if max_seq_len > config.max_seq_len:
-            raise ValueError(
-                f"max_seq_len ({max_seq_len}) exceeds the {config.max_seq_len} positions of this model"
-            )
+            raise ValueError(f"max_seq_len ({max_seq_len}) exceeds the {config.max_seq_len} positions of this model")
         return [
             KVCache(
                 batch_size,
@@ -179,9 +175,7 @@ class Transformer(nn.Module):
         q_len = token_ids.shape[1]
         starts = [0] if caches is None else caches[0].host_lengths
         if caches is not None and len(caches) != self.config.n_layers:
-            raise ValueError(
-                f"caches has {len(caches)} entries; this model has {self.config.n_layers} layers"
-            )
+            raise ValueError(f"caches has {len(caches)} entries; this model has {self.config.n_layers} layers")
         if max(starts) + q_len > self.config.max_seq_len:
             raise ValueError(
                 f"{q_len} tokens after {max(starts)} exceed the {self.config.max_seq_len} positions of this model"

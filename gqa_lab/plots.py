@@ -155,8 +155,7 @@ def bytes_per_token_text(shape: Shape, *, bytes_per_element: int = 2) -> str:
         'With 8 KV heads, a token keeps 320 KiB. With 64 it would keep 2,560 KiB (MHA), with 1 40 KiB (MQA).'
     """
     own, most, least = (
-        f"{_token_bytes(shape, g, bytes_per_element) / 1024:,.4g}"
-        for g in (shape.n_kv_heads, shape.n_heads, 1)
+        f"{_token_bytes(shape, g, bytes_per_element) / 1024:,.4g}" for g in (shape.n_kv_heads, shape.n_heads, 1)
     )
     return (
         f"With {shape.n_kv_heads} KV heads, a token keeps {own} KiB. With {shape.n_heads} it would keep {most} KiB "

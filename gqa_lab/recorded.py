@@ -33,9 +33,7 @@ def environment() -> dict:
 
     cpu = platform.processor() or platform.machine()
     device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU {cpu}, {torch.get_num_threads()} threads"
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {cpu}, {torch.get_num_threads()} threads"
     )
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return {"device": device, "versions": versions, "date": datetime.date.today().isoformat()}

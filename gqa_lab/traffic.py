@@ -63,9 +63,7 @@ class TrafficMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.namespace not in ("aten", "prim"):
-            raise RuntimeError(
-                f"TrafficMeter cannot see what {func} reads and writes; use eager PyTorch operations"
-            )
+            raise RuntimeError(f"TrafficMeter cannot see what {func} reads and writes; use eager PyTorch operations")
         result = func(*args, **kwargs)
         read, written = _traffic(func.overloadpacket, func, args, kwargs, result)
         if read or written:
@@ -114,9 +112,7 @@ def _mutated(func, args, kwargs) -> list[Tensor]:
 
 
 def _shares_memory(x: Tensor, y: Tensor) -> bool:
-    return (
-        x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() and x.untyped_storage().nbytes() > 0
-    )
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() and x.untyped_storage().nbytes() > 0
 
 
 def _sum_distinct(tensors: list[Tensor]) -> int:

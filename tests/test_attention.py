@@ -58,9 +58,7 @@ def truth(q, k, v, lengths, window):
 @heads
 @sizes
 @masks
-def test_every_attend_equals_the_reference_in_float64(
-    attend, n_heads, n_kv_heads, q_len, kv_len, lengths, window
-):
+def test_every_attend_equals_the_reference_in_float64(attend, n_heads, n_kv_heads, q_len, kv_len, lengths, window):
     q, k, v = inputs(n_heads, n_kv_heads, q_len, kv_len)
     lengths = lengths_for(lengths, q_len, kv_len)
     out = attend(q, k, v, lengths=lengths, window=window)
@@ -190,9 +188,7 @@ def test_with_as_many_kv_heads_as_heads_the_module_is_multi_head_attention():
     layer = GroupedQueryAttention(24, 6, 6).double()
     oracle = torch.nn.MultiheadAttention(24, 6, bias=False, batch_first=True).double()
     with torch.no_grad():
-        oracle.in_proj_weight.copy_(
-            torch.cat([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight])
-        )
+        oracle.in_proj_weight.copy_(torch.cat([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight]))
         oracle.out_proj.weight.copy_(layer.o_proj.weight)
     x = torch.randn(2, 5, 24, dtype=torch.float64)
     expected, _ = oracle(x, x, x, attn_mask=~visible(5, 5), is_causal=True, need_weights=False)

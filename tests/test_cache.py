@@ -39,9 +39,7 @@ def test_an_overflow_raises_before_anything_is_written_and_the_cache_goes_on():
     cache, (k, v) = new_cache(), tokens(8)
     cache.append(k[:, :, :6], v[:, :, :6])
     buffers = cache.k.clone(), cache.v.clone()
-    with pytest.raises(
-        ValueError, match="3 more tokens after 6 need 9 slots; this cache has max_seq_len = 8"
-    ):
+    with pytest.raises(ValueError, match="3 more tokens after 6 need 9 slots; this cache has max_seq_len = 8"):
         cache.append(*tokens(3, seed=1))
     assert torch.equal(cache.k, buffers[0]) and torch.equal(cache.v, buffers[1])
     assert cache.lengths.tolist() == cache.host_lengths == [6, 6]

@@ -16,7 +16,5 @@ def test_the_examples_of(name):
     import torch
 
     torch.manual_seed(0)
-    result = doctest.testmod(
-        importlib.import_module(name), extraglobs={"torch": torch}, optionflags=doctest.ELLIPSIS
-    )
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch}, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

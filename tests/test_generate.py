@@ -30,9 +30,7 @@ def uncached(model, prompt, n):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize(
-    "attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
 def test_a_batch_of_different_prompts_streams_what_recomputing_each_gives(model, attend):
     steps = list(generate(model, PROMPTS, max_new_tokens=6, attend=attend, prefill_attend=attend))
     assert [list(answer) for answer in zip(*steps, strict=True)] == [uncached(model, p, 6) for p in PROMPTS]
@@ -70,9 +68,9 @@ def test_nothing_more_is_yielded_when_all_have_finished(model):
 
 
 def test_the_sampler_decides(model):
-    assert list(
-        generate(model, [[1, 2]], max_new_tokens=3, sampler=lambda logits: logits.argmin(-1))
-    ) != list(generate(model, [[1, 2]], max_new_tokens=3))
+    assert list(generate(model, [[1, 2]], max_new_tokens=3, sampler=lambda logits: logits.argmin(-1))) != list(
+        generate(model, [[1, 2]], max_new_tokens=3)
+    )
 
 
 def test_prefill_returns_the_logits_of_the_last_prompt_token(model):

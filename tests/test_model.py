@@ -80,18 +80,14 @@ def test_divided_frequencies_are_the_rope_scaling_of_llama_3():
     ],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
 @torch.no_grad()
 def test_prefill_chunks_and_steps_add_up_to_one_forward(changes, attend):
     model = tiny(**changes)
     ids = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(2))
     whole = model(ids, attend=attend)
     caches = model.new_caches(2, 12)
-    parts = [
-        model(ids[:, a:b], caches, attend=attend) for a, b in ((0, 5), (5, 6), (6, 9), (9, 10), (10, 12))
-    ]
+    parts = [model(ids[:, a:b], caches, attend=attend) for a, b in ((0, 5), (5, 6), (6, 9), (9, 10), (10, 12))]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-10, rtol=0)
 
 

@@ -23,9 +23,7 @@ def test_the_bars_are_the_bytes_of_every_possible_number_of_kv_heads():
     assert axes.get_ylim()[0] == 0
 
 
-@pytest.mark.parametrize(
-    "axes", [plots.head_map(8, 2), plots.bytes_per_token(replace(SHAPES["phi-2"], n_kv_heads=4))]
-)
+@pytest.mark.parametrize("axes", [plots.head_map(8, 2), plots.bytes_per_token(replace(SHAPES["phi-2"], n_kv_heads=4))])
 def test_every_figure_says_itself_in_words_and_renders_to_the_same_bytes(axes):
     picture = plots.Picture(axes)
     data, metadata = picture._repr_mimebundle_()

@@ -12,9 +12,7 @@ def test_moving_the_slider_redraws_the_picture_and_its_text():
     figure = widgets.bytes_explorer(SHAPES["llama-2-70b"])
     before = figure._view.value
     figure.children[0].value = 1
-    assert (
-        alt_text(figure).startswith("With 1 KV heads, a token keeps 40 KiB") and figure._view.value != before
-    )
+    assert alt_text(figure).startswith("With 1 KV heads, a token keeps 40 KiB") and figure._view.value != before
 
 
 def test_the_number_field_offers_the_divisors_of_the_new_number_of_heads():
