@@ -1,0 +1,175 @@
+"""Answers that are written down: numbers on paper (`Hand`), inputs that show or hide a mistake (`Expose`).
+
+A lesson's module fills these with data. Wrong values carry a diagnosis; `draw(seed)` makes the numbers of a
+question, so that a class can have its own.
+"""
+
+import math
+import reprlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gqa_lab.checks.verdict import Verdict
+
+BOTH_AGREE = "Both versions give the same numbers here. Which sizes or values make the two lines do different work?"
+ALREADY_SHOWS = "The mistake already shows here ({}). Look for sizes where the two lines mean the same."
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A known wrong answer and what to tell who gives it.
+
+    Attributes:
+        name: what was done, or for a `Hand` exercise the key of the dict.
+        wrong: a function that makes the mistake, or the wrong value.
+        diagnosis: names the mistake and where to look; never the answer.
+    """
+
+    name: str
+    wrong: object
+    diagnosis: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A question before its answer. `options` gives for each letter what is chosen and what is replied."""
+
+    id: str
+    options: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Hand:
+    """Numbers on paper. `draw(seed)` gives the question, and all else follows from what was drawn.
+
+    Attributes:
+        look: where to look when a value is wrong in an unknown way, for each key.
+    """
+
+    id: str
+    level: str
+    draw: Callable[[int], dict]
+    right: Callable[[dict], dict]
+    mistakes: Callable[[dict], list[Mistake]]
+    look: dict[str, str]
+    notice: str
+
+    def judge(self, answer: object, seed: int = 0) -> Verdict:
+        """Returns the verdict on a dict of numbers and lists."""
+        numbers = self.draw(seed)
+        right = self.right(numbers)
+        if answer is None or answer is ... or answer == {}:
+            return not_attempted(self.id, list(right))
+        if not isinstance(answer, dict):
+            return Verdict("failed", f"Hand over a dict with the keys {listed(right)}.", self.id)
+        if missing := [key for key in right if answer.get(key) is None or answer[key] is ...]:
+            return not_attempted(self.id, missing)
+        try:
+            given = {key: plain(answer[key]) for key in right}
+        except TypeError as error:
+            return Verdict("failed", str(error), self.id)
+        wrong = [key for key in right if not agrees(given[key], right[key])]
+        if not wrong:
+            return Verdict("passed", f"All {len(right)} answers are right. {self.notice}", self.id)
+        lines = [self._diagnose(key, given[key], right[key], numbers) for key in wrong]
+        if good := [key for key in right if key not in wrong]:
+            lines.append(f"Right: {listed(good)}.")
+        return Verdict("failed", "\n".join(lines), self.id)
+
+    def _diagnose(self, key: str, value: object, right: object, numbers: dict) -> str:
+        known = [m.diagnosis for m in self.mistakes(numbers) if m.name == key and agrees(value, m.wrong)]
+        if slip := unit_slip(key, value, right):
+            known.append(slip)
+        if isinstance(right, list) and not known and isinstance(value, list) and len(value) != len(right):
+            known = [f"You gave {len(value)} numbers. {self.look[key]}"]
+        return f"`{key}`: " + (
+            " Or: ".join(dict.fromkeys(known)) or f"{reprlib.repr(value)} is not right. {self.look[key]}"
+        )
+
+
+@dataclass(frozen=True)
+class Expose:
+    """Inputs that show a mistake and inputs that hide it; `...` stands where nothing was written yet.
+
+    Attributes:
+        keys: the keys of the answer.
+        examine: runs the wrong versions and the right one on the answer; returns what is wrong, or None.
+    """
+
+    id: str
+    level: str
+    keys: tuple[str, ...]
+    examine: Callable[[dict], str | None]
+    notice: str
+
+    def judge(self, answer: object, seed: int = 0) -> Verdict:
+        """Returns the verdict on a dict of inputs."""
+        if answer is None or answer is ...:
+            return not_attempted(self.id, list(self.keys))
+        if not isinstance(answer, dict):
+            return Verdict("failed", f"Hand over a dict with the keys {listed(self.keys)}.", self.id)
+        if missing := [key for key in self.keys if key not in answer or _has_blanks(answer[key])]:
+            return not_attempted(self.id, missing)
+        try:
+            problem = self.examine({key: plain(answer[key]) for key in self.keys})
+        except TypeError as error:
+            problem = str(error)
+        return Verdict("failed", problem, self.id) if problem else Verdict("passed", self.notice, self.id)
+
+
+def agrees(value: object, right: object) -> bool:
+    """True if two plain values agree: lists item by item, integers exactly, other numbers to 1%."""
+    if isinstance(right, list) or isinstance(value, list):
+        both = isinstance(right, list) and isinstance(value, list) and len(value) == len(right)
+        return both and all(map(agrees, value, right))
+    if isinstance(right, int | float) and isinstance(value, int | float) and type(right) is not bool:
+        exact = isinstance(right, int)
+        return type(value) is not bool and (value == right if exact else math.isclose(value, right, rel_tol=0.01))
+    return type(value) is type(right) and value == right
+
+
+def plain(value: object) -> object:
+    """Returns the value as numbers, text, lists and dicts of Python; raises TypeError for anything else."""
+    if type(value) in (int, float, bool, str, type(None)):
+        return value
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return plain(value.tolist())
+    if type(value) in (list, tuple, range):
+        return [plain(x) for x in value]
+    if type(value) is dict:
+        return {key: plain(x) for key, x in value.items()}
+    raise TypeError(f"Write numbers and lists; something of type {type(value).__name__} is neither.")
+
+
+def unit_slip(key: str, value: object, right: object) -> str:
+    """Names a slip between GB and GiB, or bits and bytes, in an answer whose key names such a unit."""
+    units = key.lower().split("_")
+    is_number = all(type(x) in (int, float) for x in (value, right))
+    if not is_number or not right or not {"bytes", "gb", "gib", "kib", "mib", "kb", "mb"} & set(units):
+        return ""
+    ratio = abs(value / right)
+    if any(math.isclose(ratio, factor, rel_tol=0.004) for factor in (2**30 / 1e9, 1e9 / 2**30)):
+        return "Right, in another unit: 1 GB is 10⁹ bytes, 1 GiB is 2³⁰."
+    if math.isclose(ratio, 8, rel_tol=0.01) or math.isclose(ratio, 1 / 8, rel_tol=0.01):
+        return "You are off by 8: bits are not bytes."
+    return ""
+
+
+def not_attempted(exercise_id: str, missing: list[str]) -> Verdict:
+    """Returns the verdict on an answer that is not there yet, or not all of it."""
+    todo = f"Still empty: {listed(missing)}. Fill in" if missing else "Write the function above"
+    return Verdict("not attempted", f"{todo}, then run both cells again.", exercise_id)
+
+
+def _has_blanks(value: object) -> bool:
+    if type(value) in (dict, list, tuple):
+        return any(map(_has_blanks, value.values() if type(value) is dict else value))
+    return value is ...
+
+
+def listed(keys: Iterable[str]) -> str:
+    """Returns the keys for a sentence: `q`, `k`."""
+    return ", ".join(f"`{key}`" for key in keys)

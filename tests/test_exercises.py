@@ -1,0 +1,181 @@
+"""Exercises are made from solutions; untouched they say "not attempted", solved "passed", wrong why."""
+
+import doctest
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from gqa_lab.checks.engine import EXERCISES
+from gqa_lab.checks.functions import Build
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("build_exercises", ROOT / "tools" / "build_exercises.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+CHECK = re.compile(r'check\(\s*"([\w.]+)"\s*,\s*(\w+)\s*\)')
+code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+
+
+def sample() -> nbformat.NotebookNode:
+    """A solution notebook of lesson 05, as an author would write it, but short."""
+    cells = [
+        text("# Exercises"),
+        text("Only in the solution: why it works.", metadata={"tags": ["solution-only", "other"]}),
+        code('from gqa_lab.checks import check, progress', metadata={"tags": ["setup"], "collapsed": True}),
+        code('### BEGIN SOLUTION\n### STUB: head_map = {"map": None,\n'
+             '### STUB:             "kv_head": None}\n'
+             'head_map = {"map": [0, 0, 1, 1], "kv_head": 1}\n### END SOLUTION'),
+        code('check("05.head_map", head_map)'),
+        code('def expand_kv(k, n_heads):\n    """Returns k with H heads."""\n    ### BEGIN SOLUTION\n'
+             '    return k.repeat_interleave(n_heads // k.shape[1], dim=1)\n    ### END SOLUTION'),
+        code('check("05.expand", expand_kv)'),
+        code('def grouped_attention(q, k, v, *, lengths=None, window=None):\n'
+             '    ### BEGIN SOLUTION\n    return q\n    ### END SOLUTION'),
+        code('check("05.grouped", grouped_attention)'),
+        code("progress()"),
+    ]  # fmt: skip
+    for n, cell in enumerate(cells):
+        cell.id = f"cell-{n}"
+    cells[4].execution_count, cells[4].outputs = 3, [nbformat.v4.new_output("stream", text="old")]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "mine", "display_name": "Mine"}})
+
+
+# ---- the builder ---------------------------------------------------------------------------------
+
+
+def test_solutions_become_stubs():
+    cells = {cell.id: cell for cell in tool.exercise_from(sample()).cells}
+    assert cells["cell-3"].source == 'head_map = {"map": None,\n            "kv_head": None}'
+    assert cells["cell-5"].source.endswith('"""Returns k with H heads."""\n    raise NotImplementedError')
+    assert "cell-1" not in cells and list(cells) == [f"cell-{n}" for n in range(10) if n != 1]
+    assert cells["cell-4"].source == 'check("05.head_map", head_map)'
+
+
+def test_the_examples_in_the_builder_run():
+    assert doctest.testmod(tool).failed == 0
+
+
+def test_outputs_counts_and_machine_metadata_are_removed():
+    notebook = tool.exercise_from(sample())
+    assert all(not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == "code")
+    assert notebook.metadata == tool.METADATA and notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[1].metadata == {"tags": ["setup"]}
+
+
+def test_code_around_a_solution_stays():
+    source = "a = 1\nif a:\n    ### BEGIN SOLUTION\n    ### STUB: b = ...\n    b = 2\n    ### END SOLUTION\nc = 3"
+    assert tool.stubbed(source) == "a = 1\nif a:\n    b = ...\nc = 3"
+    assert tool.stubbed("x = 1\n\n") == "x = 1\n\n"
+
+
+@pytest.mark.parametrize(
+    "source, part",
+    [
+        ("### BEGIN SOLUTION\nx", "without ### END"),
+        ("### END SOLUTION", "without ### BEGIN"),
+        ("### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION", "inside"),
+    ],
+)
+def test_a_broken_marker_is_named_with_notebook_and_cell(source, part):
+    notebook = sample()
+    notebook.cells[5].source = source
+    with pytest.raises(ValueError, match=f"x.ipynb, cell cell-5: .*{part}"):
+        tool.exercise_from(notebook, "x.ipynb")
+
+
+def test_check_names_what_is_stale_missing_or_orphaned(tmp_path, monkeypatch, capsys):
+    solutions, exercises = tmp_path / "solutions", tmp_path / "exercises"
+    solutions.mkdir()
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    nbformat.write(sample(), solutions / "05_x.ipynb")
+    assert tool.main(["--check"]) == 1 and "exercises/05_x.ipynb is not in step" in capsys.readouterr().out
+    assert tool.main([]) == 0 and tool.main(["--check"]) == 0
+    first = (exercises / "05_x.ipynb").read_bytes()
+    assert tool.build(solutions, exercises) == [] and first.endswith(b"}\n") and b"\r" not in first
+    (exercises / "05_x.ipynb").write_bytes(first + b"\n")
+    nbformat.write(sample(), exercises / "09_gone.ipynb")
+    assert tool.build(solutions, exercises, check=True) == ["05_x.ipynb", "09_gone.ipynb"]
+    assert tool.main([]) == 0
+    assert [p.name for p in exercises.iterdir()] == ["05_x.ipynb"] and (exercises / "05_x.ipynb").read_bytes() == first
+
+
+# ---- the notebooks -------------------------------------------------------------------------------
+
+
+def checks_in(notebook) -> dict[str, str]:
+    """Exercise ids and the names of the answers, as checked in the notebook."""
+    return dict(match for cell in notebook.cells if cell.cell_type == "code" for match in CHECK.findall(cell.source))
+
+
+def verdicts_in(cells) -> dict[str, str]:
+    """Exercise ids and their latest verdicts, from the outputs."""
+    texts = [
+        out.data.get("text/plain", "") for c in cells if c.cell_type == "code" for out in c.outputs if "data" in out
+    ]
+    heads = (re.match(r". (passed|failed|not attempted) · ([\w.]+)\n(.*)", plain, re.S) for plain in texts)
+    return {m[2]: f"{m[1]}: {m[3]}" for m in heads if m}
+
+
+def executed(notebook, folder):
+    """Runs it untouched, and then each build exercise once more with its first known mistake put in."""
+    first, names = len(notebook.cells), checks_in(notebook)
+    for exercise_id, name in names.items():
+        if isinstance(EXERCISES[exercise_id], Build):
+            put_in = f'{name} = EXERCISES["{exercise_id}"].mistakes[0].wrong'
+            notebook.cells.append(code(f"from gqa_lab.checks.engine import EXERCISES\n{put_in}"))
+            notebook.cells.append(code(f'check("{exercise_id}", {name})'))
+    # without the real model: cells that need it end cleanly, and the test stays short
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute(env=os.environ | {"PYTHONPATH": path, "GQA_LAB_CACHE": str(folder)})
+    return notebook.cells[:first], notebook.cells[first:]
+
+
+@pytest.fixture(scope="module", params=["sample", *(p.name for p in SOLUTIONS)])
+def played(request, tmp_path_factory):
+    """An exercise notebook, its cells run untouched, and the cells with mistakes put in."""
+    if request.param == "sample":
+        notebook = tool.exercise_from(sample())
+    else:
+        notebook = tool.exercise_from(nbformat.read(ROOT / "solutions" / request.param, as_version=4))
+    names = checks_in(notebook)
+    return names, *executed(notebook, tmp_path_factory.mktemp("work"))
+
+
+def test_an_untouched_exercise_runs_and_nothing_is_attempted(played):
+    names, untouched, _ = played
+    verdicts = verdicts_in(untouched)
+    assert names and set(verdicts) == set(names)
+    assert all(verdict.startswith("not attempted") for verdict in verdicts.values()), verdicts
+
+
+def test_a_known_mistake_put_in_is_named_in_the_notebook(played):
+    names, _, wrong = played
+    verdicts = verdicts_in(wrong)
+    assert set(verdicts) == {i for i in names if isinstance(EXERCISES[i], Build)}
+    for exercise_id, verdict in verdicts.items():
+        assert verdict.startswith(f"failed: {EXERCISES[exercise_id].mistakes[0].diagnosis}"), verdict
+
+
+def test_exercises_are_in_step_with_their_solutions():
+    assert tool.build(ROOT / "solutions", ROOT / "exercises", check=True) == []
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.name)
+def test_a_solved_notebook_has_passed_every_check(path):
+    notebook = nbformat.read(path, as_version=4)
+    verdicts = verdicts_in(notebook.cells)
+    assert set(verdicts) == set(checks_in(notebook)) != set()
+    assert all(verdict.startswith("passed") for verdict in verdicts.values()), verdicts
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.name)
+def test_a_solution_notebook_covers_every_exercise_of_its_lesson(path):
+    lesson = path.name[:2]
+    assert set(checks_in(nbformat.read(path, as_version=4))) == {i for i in EXERCISES if i.startswith(lesson)}

@@ -1,0 +1,94 @@
+"""Ten questions open one of four doors, say what was right, and never give a right letter away."""
+
+import itertools
+import re
+
+import pytest
+
+from gqa_lab.checks import placement, placement_questions
+from gqa_lab.checks.placement import LESSONS, QUESTIONS
+from gqa_lab.reference import visible_keys
+
+RIGHT = "".join(q.right for q in QUESTIONS)
+
+
+def answer(right: set[int]) -> str:
+    return "".join(letter if n in right else "-" for n, letter in enumerate(RIGHT, start=1))
+
+
+def lesson_of(verdict) -> int:
+    return int(re.search(r"lesson (\d\d)", verdict.message)[1])
+
+
+def test_there_are_ten_questions_with_three_or_four_different_options():
+    assert len(QUESTIONS) == 10
+    for question in QUESTIONS:
+        assert 3 <= len(set(question.options)) == len(question.options) <= 4
+        assert question.right in "abcd"[: len(question.options)]
+    assert {RIGHT.count(letter) for letter in "abcd"} <= {2, 3}
+
+
+def test_the_right_option_is_not_known_by_its_length():
+    longest = sum(max(q.options, key=len) == q.options["abcd".index(q.right)] for q in QUESTIONS)
+    assert longest <= 4
+
+
+@pytest.mark.parametrize("right", [set(x) for x in itertools.product(*[[0, n] for n in range(1, 8)])])
+def test_the_first_gap_opens_the_door(right):
+    right = right - {0}
+    expected = 1 if not right >= {1, 2, 3} else 3 if not right >= {4, 5} else 5 if not right >= {6, 7} else 6
+    assert lesson_of(placement(answer(right) if right else "a" + "-" * 9)) == expected
+
+
+def test_the_last_three_questions_do_not_move_the_door():
+    assert lesson_of(placement(answer(set(range(1, 8))))) == lesson_of(placement(RIGHT)) == 6
+    assert set(LESSONS) == {1, 3, 5, 6}
+
+
+def test_the_reply_marks_questions_without_giving_letters():
+    verdict = placement(answer({1, 2, 3, 9}))
+    assert verdict.status == "recorded" and not verdict
+    assert "Right: 1, 2, 3, 9. Not yet: 4, 5, 6, 7, 8, 10." in verdict.message
+    assert not re.search(r"\b[b-d]\)|\ba\)", verdict.message)
+    assert "stays open" in verdict.message
+
+
+def test_upper_case_blanks_and_commas_are_read():
+    assert placement(", ".join(RIGHT.upper())) == placement(RIGHT)
+
+
+@pytest.mark.parametrize("untouched", ["----------", "", "--", None, ..., 3])
+def test_unanswered_is_not_attempted_and_says_how(untouched):
+    verdict = placement(untouched)
+    assert verdict.status == "not attempted" and "ten letters" in verdict.message
+
+
+@pytest.mark.parametrize(
+    "answers, part",
+    [("abc", "That is 3 letters; there are 10"),
+     (RIGHT + "a", "That is 11"), ("d" + RIGHT[1:], "Question 1 has"),
+     (RIGHT[:4] + "?" + RIGHT[5:], "Question 5 has the options a, b, c, d and -")],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said(answers, part):
+    verdict = placement(answers)
+    assert verdict.status == "not attempted" and part in verdict.message
+
+
+def test_the_page_shows_all_questions_and_no_answers():
+    text = repr(placement_questions())
+    assert all(q.text in text and all(o in text for o in q.options) for q in QUESTIONS)
+    assert len(re.findall(r"^\d+\. ", text, re.M)) == 10
+    assert "right" not in text.lower() and "max-width" in placement_questions()._repr_html_()
+
+
+def chosen(number: int) -> str:
+    question = QUESTIONS[number - 1]
+    return question.options["abcd".index(question.right)]
+
+
+def test_the_right_options_are_what_is_computed():
+    assert chosen(3) == ", ".join(str(column) for column in range(3 * 4, 4 * 4))
+    rows = ["".join(str(int(s in visible_keys(t, 2, 5))) for s in range(5)) for t in range(2)]
+    assert chosen(5) == " and ".join(rows)
+    assert chosen(6) == str(6 // (8 // 2))
+    assert chosen(7) == f"{2 * 24 * 4 * 64 * 2:,}"  # K and V, layers, KV heads, head_dim, bytes
