@@ -2,9 +2,9 @@
 
     python benchmarks/smollm2_answers.py
 
-Writes benchmarks/results/smollm2_answers.json: for the right attention and for tiled KV heads the answer, its ids, the
-smallest gap between the two likeliest tokens on the way (so that another machine says the same), and the
-cross-entropy of `listen.PARAGRAPH`; and how far apart heads of one group and of different groups look.
+Writes benchmarks/results/smollm2_answers.json: for the right attention and for tiled KV heads (both, or values only)
+the answer, its ids, the smallest gap between the two likeliest tokens on the way (so that another machine says the
+same), and the cross-entropy of `listen.PARAGRAPH`; and how far apart heads of one group and of different groups look.
 """
 
 import json
@@ -26,6 +26,13 @@ def tiled_attention(q, k, v, *, lengths=None, window=None):
     """The classic mistake: KV heads repeated as a block (0, 1, 2, 0, 1, 2, ...) instead of one by one."""
     group_size = q.shape[1] // k.shape[1]
     k, v = (x.repeat(1, group_size, 1, 1) for x in (k, v))
+    return sdpa_attention(q, k, v, lengths=lengths, window=window)
+
+
+def tiled_values_attention(q, k, v, *, lengths=None, window=None):
+    """The same mistake on V alone: the weights are right, the values are another head's."""
+    group_size = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group_size, dim=1), v.repeat(1, group_size, 1, 1)
     return sdpa_attention(q, k, v, lengths=lengths, window=window)
 
 
@@ -78,6 +85,7 @@ def main() -> None:
         "answers": {
             "right": answer(model, tokenizer, grouped_attention, 40),
             "tiled": answer(model, tokenizer, tiled_attention, 12),
+            "tiled values": answer(model, tokenizer, tiled_values_attention, 12),
         },
         "head_distances": head_distances(model, tokenizer),
     }

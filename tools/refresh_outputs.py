@@ -2,8 +2,9 @@
 
     python tools/refresh_outputs.py [notebooks/05_grouped_query.ipynb ...]
 
-Without arguments: all lessons and solutions, and the figure of the README. No timings, no widget state and no random widget ids are stored, and cell
-ids are kept, so a refresh that changes nothing leaves no diff. On a CPU, because that is what the tests compare with.
+Without arguments: all lessons and solutions, and the figure of the README. No timings, no widget state and no random
+widget ids are stored, and cell ids are kept, so a refresh that changes nothing leaves no diff. On a CPU, because that
+is what the tests compare with.
 """
 
 import os
@@ -55,7 +56,9 @@ def refresh(path: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Refreshes the notebooks that are named, or all."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    paths = [Path(a) for a in arguments] or sorted(ROOT.glob("notebooks/*.ipynb")) + sorted(ROOT.glob("solutions/*.ipynb"))
+    paths = [Path(a) for a in arguments] or sorted(ROOT.glob("notebooks/*.ipynb")) + sorted(
+        ROOT.glob("solutions/*.ipynb")
+    )
     for path in paths:
         start = time.perf_counter()
         print(f"{path} ...", end=" ", flush=True)
