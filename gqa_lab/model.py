@@ -47,20 +47,22 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-def rotary_table(config: ModelConfig, *, dtype, device) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+def rotary_tables(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, "N half"], Float[Tensor, "N half"]]:
     """Returns cosine and sine of `position * frequency` for every position up to `max_seq_len`.
 
-    Frequency j turns the pair (j, j + D/2) of a head by `rope_theta ** (-2j / D)` per position (Su et al. 2021,
-    arXiv 2104.09864), divided by `rope_scaling[j]` where a model has it. Both halves of D carry the same numbers,
-    the sine negated in the first.
+    Frequency j turns the pair (j, j + D/2) of a head by `rope_theta ** (-2j / D)` per position, divided by
+    `rope_scaling[j]` where a model has it.
+
+    Source: Su et al. 2021 (arXiv 2104.09864); the pairing is Hugging Face's.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling is not None:
         frequencies = frequencies / torch.tensor(config.rope_scaling, device=device)
     angles = torch.outer(torch.arange(config.max_seq_len, device=device).float(), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 class Transformer(nn.Module):
@@ -102,7 +104,7 @@ class Transformer(nn.Module):
 
     def init_rope(self) -> None:
         """(Re)computes the rotary tables where the weights are; they are no part of a checkpoint."""
-        cos, sin = rotary_table(self.config, dtype=self.dtype, device=self.device)
+        cos, sin = rotary_tables(self.config, dtype=self.dtype, device=self.device)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
 
@@ -171,7 +173,7 @@ class Transformer(nn.Module):
         return F.linear(hidden, head.weight)
 
     def _rope(self, token_ids: Tensor, caches: list[KVCache] | None) -> tuple[Tensor, Tensor]:
-        """Returns the rows of the rotary tables at the new tokens' positions: `[T, D]`, or `[B, 1, T, D]` if ragged."""
+        """Returns cosine and sine for the new tokens: `[T, D]`, or `[B, 1, T, D]` where their positions differ."""
         q_len = token_ids.shape[1]
         starts = [0] if caches is None else caches[0].host_lengths
         if caches is not None and len(caches) != self.config.n_layers:
@@ -182,6 +184,7 @@ class Transformer(nn.Module):
             )
         if len(set(starts)) == 1:
             positions = slice(starts[0], starts[0] + q_len)
-            return self.rope_cos[positions], self.rope_sin[positions]
-        positions = caches[0].lengths[:, None] + torch.arange(q_len, device=token_ids.device)  # [B, T]
-        return self.rope_cos[positions][:, None], self.rope_sin[positions][:, None]
+        else:
+            positions = caches[0].lengths[:, None, None] + torch.arange(q_len, device=token_ids.device)  # [B, 1, T]
+        cos, sin = self.rope_cos[positions], self.rope_sin[positions]
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # for x * cos + (x rolled by D/2) * sin

@@ -93,13 +93,14 @@ def head_map(n_heads: int, n_kv_heads: int) -> Axes:
 
 
 def head_map_text(n_heads: int, n_kv_heads: int) -> str:
-    """Returns the head map in words.
+    r"""Returns the head map in words.
 
     Example:
-        >>> head_map_text(6, 3)
-        '6 query heads on 3 KV heads (GQA), 2 on each: KV head 0 serves query heads 0 to 1, KV head 2 serves 4 to 5.'
+        >>> print(head_map_text(6, 3).replace(": ", ":\n", 1))
+        6 query heads on 3 KV heads (GQA), 2 on each:
+        KV head 0 serves query heads 0 to 1, KV head 2 serves 4 to 5. Cache: 1/2 of MHA.
         >>> head_map_text(8, 1)
-        '8 query heads on 1 KV head (MQA): all of them read KV head 0.'
+        '8 query heads on 1 KV head (MQA): all of them read KV head 0. Cache: 1/8 of MHA.'
         >>> head_map_text(4, 4)
         '4 query heads on 4 KV heads (MHA): query head i reads KV head i.'
     """
@@ -108,11 +109,11 @@ def head_map_text(n_heads: int, n_kv_heads: int) -> str:
     if kind == "mha":
         return f"{title}: query head i reads KV head i."
     if kind == "mqa":
-        return f"{title}: all of them read KV head 0."
+        return f"{title}: all of them read KV head 0. Cache: 1/{group_size} of MHA."
     last = n_kv_heads - 1
     return (
         f"{title}, {group_size} on each: KV head 0 serves query heads 0 to {group_size - 1}, "
-        f"KV head {last} serves {last * group_size} to {n_heads - 1}."
+        f"KV head {last} serves {last * group_size} to {n_heads - 1}. Cache: 1/{group_size} of MHA."
     )
 
 
