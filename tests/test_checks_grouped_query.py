@@ -250,21 +250,17 @@ UNLISTED = {
     "keys reversed": changed(k=lambda x: x.flip(2)),
     "values reversed": changed(v=lambda x: x.flip(2)),
     "KV heads reversed": changed(k=lambda x: x.flip(1), v=lambda x: x.flip(1)),
-    "k and v exchanged": lambda q, k, v, lengths=None, window=None: by_einsum(q, v, k),
     "first batch for all": changed(out=lambda x: x[:1].expand_as(x).clone()),
     "batch dropped": changed(out=lambda x: x[:1]),
     "head_dim rolled": changed(out=lambda x: x.roll(1, -1)),
-    "scale twice": changed(q=lambda x: x / x.shape[-1] ** 0.5),
     "scale √S": changed(q=lambda x: x * x.shape[-1] ** 0.5 / 7**0.5),
     "scale upside down": changed(q=lambda x: x * x.shape[-1]),
     "scale of the toy": changed(q=lambda x: x * x.shape[-1] ** 0.5 / 2**0.5),
     "query does not see itself": masked(lambda t, s: torch.arange(s) < torch.arange(t)[:, None] + s - t),
-    "one key too far": masked(lambda t, s: torch.arange(s) <= torch.arange(t)[:, None] + s - t + 1),
     "first key forgotten": masked(lambda t, s: seen(t, s) & (torch.arange(s) > 0)),
     "mask upside down": masked(lambda t, s: ~seen(t, s)),
     "window of three": masked(lambda t, s: seen(t, s).triu(s - t - 2)),
     "masked scores −5": masked(seen, -5.0),
-    "masked after softmax": masked_after_softmax,
     "softmax in float32": precise_in_name_only,
     "output in float32": changed(out=lambda x: x.float()),
     "everything in bfloat16": changed(out=lambda x: x.bfloat16().double()),
@@ -310,6 +306,34 @@ def test_an_unlisted_wrong_answer_is_told_where_it_goes_wrong():
     text = check("05.grouped", UNLISTED["last head copied from the first"]).message
     assert "Wrong first at batch 0, head 5, query 0. Heads 0, 1, 2, 3 and 4 are right." in text
     assert "keys 0…2" in text
+
+
+@pytest.mark.parametrize(
+    "function, diagnosis",
+    [
+        (lambda q, k, v, lengths=None, window=None: by_einsum(q, v, k), "You compared queries with values"),
+        (changed(q=lambda x: x / x.shape[-1] ** 0.5), "Your weights are too flat"),
+        (
+            masked(lambda t, s: torch.arange(s) <= torch.arange(t)[:, None] + s - t + 1),
+            "Each query sees one key too many",
+        ),
+        (masked_after_softmax, "You masked after the softmax"),
+    ],
+)
+def test_a_listed_mistake_is_named_however_it_is_written(function, diagnosis):
+    assert check("05.grouped", function).message.startswith(diagnosis)
+
+
+def test_an_answer_that_fails_only_in_the_real_models_dtype_is_told_so():
+    def fixed_mask(q, k, v, *, lengths=None, window=None):
+        hide = torch.full((q.shape[2], k.shape[2]), -torch.inf, dtype=torch.float64).triu(k.shape[2] - q.shape[2] + 1)
+        weights = (
+            torch.einsum("bgrtd,bgsd->bgrts", q.unflatten(1, (k.shape[1], -1)), k) / q.shape[3] ** 0.5 + hide
+        ).softmax(-1)
+        return torch.einsum("bgrts,bgsd->bgrtd", weights, v.to(weights.dtype)).flatten(1, 2)
+
+    verdict = check("05.grouped", fixed_mask)
+    assert verdict.status == "failed" and "From float32 it makes torch.float64" in verdict.message
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,16 @@ def test_the_reply_marks_questions_without_giving_letters():
     assert "stays open" in verdict.message
 
 
+def test_who_knows_nothing_yet_is_sent_to_the_beginning():
+    verdict = placement("----------")
+    assert verdict.status == "recorded" and "Start with lesson 01" in verdict.message
+
+
 def test_upper_case_blanks_and_commas_are_read():
     assert placement(", ".join(RIGHT.upper())) == placement(RIGHT)
 
 
-@pytest.mark.parametrize("untouched", ["----------", "", "--", None, ..., 3])
+@pytest.mark.parametrize("untouched", [None, ..., 3])
 def test_unanswered_is_not_attempted_and_says_how(untouched):
     verdict = placement(untouched)
     assert verdict.status == "not attempted" and "ten letters" in verdict.message

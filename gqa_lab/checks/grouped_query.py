@@ -1,5 +1,6 @@
 """Lesson 05: exercises and predictions about grouped-query attention, with the mistakes people make."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -8,14 +9,15 @@ import numpy as np
 import torch
 
 from gqa_lab import reference
-from gqa_lab.checks import traffic_of_kv
+from gqa_lab.checks import sandbox, traffic_of_kv
 from gqa_lab.checks.answers import Hand, Mistake, Prediction
 from gqa_lab.checks.cases import SIZES, Case, as_in_a_model, normal, qkv
 from gqa_lab.checks.functions import Build
-from gqa_lab.checks.head_maps import GOOD_TEST, cards, divided, neighbours
+from gqa_lab.checks.head_maps import GOOD_TEST, cards, divided, divided_clamped, neighbours
 from gqa_lab.checks.wrong_attention import (
     attend,
     by_map,
+    everything,
     group_size,
     over_group,
     rg_order,
@@ -216,6 +218,22 @@ _GROUPED_MISTAKES = (
     Mistake("tile K", partial(attend, keys=cards), "Your values are right, the keys are another head's."),
     Mistake("i // G", partial(attend, keys=divided, values=divided), DIVIDED),
     Mistake(
+        "cut (R, G), joined (G, R)",
+        lambda q, k, v: rg_order(q, k, v, keys=cards),
+        CARDS + " You cut q's heads into (R, G); it is (G, R).",
+    ),
+    Mistake(
+        "head 0 for all",
+        partial(attend, keys=lambda i, h, g: 0, values=lambda i, h, g: 0),
+        "Every query head read KV head 0. Each group has a KV head of its own.",
+    ),
+    Mistake(
+        "mean of heads",
+        lambda q, k, v: attend(q, k.mean(1, keepdim=True), v.mean(1, keepdim=True)),
+        "Every query head read the mean of all KV heads. Nothing is averaged: each head reads one of them.",
+    ),
+    Mistake("i // G, clamped", partial(attend, keys=divided_clamped, values=divided_clamped), DIVIDED),
+    Mistake(
         "(R, G) order",
         rg_order,
         "Right rows, wrong places: at (H, G) = (8, 2), head 1's output stands at head 2.",
@@ -255,13 +273,44 @@ _GROUPED_MISTAKES = (
         "Your weights are too sharp: the scale is missing. Scores grow with √D.",
     ),
     Mistake(
+        "scale 1/D",
+        partial(attend, scale=lambda r, g, d: 1 / d),
+        "Your weights are too flat: you divided by D, or by its root twice. Divide by √D, once.",
+    ),
+    Mistake(
+        "scale √S",
+        lambda q, k, v: attend(q, k, v, scale=lambda r, g, d: k.shape[2] ** -0.5),
+        "You scaled by √S, the number of keys. Look at the length of one dot product.",
+    ),
+    Mistake(
+        "top-left mask, none at T = 1",
+        partial(attend, mask=lambda t, s: torch.ones(t, s, dtype=torch.bool).tril(0 if t > 1 else s)),
+        "Your mask is aligned top-left where T > 1, as `is_causal=True` is. S − T tokens came before query 0.",
+    ),
+    Mistake(
+        "mask one too far",
+        partial(attend, mask=lambda t, s: torch.ones(t, s, dtype=torch.bool).tril(s - t + 1)),
+        "Each query sees one key too many: the token after its own.",
+    ),
+    Mistake(
+        "mask one too short",
+        partial(attend, mask=lambda t, s: torch.ones(t, s, dtype=torch.bool).tril(s - t - 1)),
+        "Your mask is one too short. A query may look at its own position.",
+    ),
+    Mistake(
+        "mask after softmax",
+        partial(attend, mask=everything, weigh=lambda w, g: w.softmax(-1).tril(w.shape[-1] - w.shape[-2])),
+        "You masked after the softmax: a query's weights no longer sum to 1. Mask first, then normalise.",
+    ),
+    Mistake("k and v exchanged", lambda q, k, v: attend(q, v, k), "You compared queries with values and mixed keys."),
+    Mistake(
         "top-left mask",
         partial(attend, mask=lambda t, s: torch.ones(t, s, dtype=torch.bool).tril()),
         "Your mask is aligned top-left. Query 0 is not token 0: S − T tokens came before it.",
     ),
     Mistake(
         "no mask",
-        partial(attend, mask=lambda t, s: torch.ones(t, s, dtype=torch.bool)),
+        partial(attend, mask=everything),
         "Every query sees every key, so query 0 sees query 1's token. Right at T = 1 only.",
     ),
     Mistake(
@@ -289,19 +338,36 @@ def _as_model_arguments(case: Case) -> list:
 
 def _visible_keys(case: Case, got: np.ndarray, index: tuple) -> str:
     seen = reference.visible_keys(index[2], case.sizes["T"], case.sizes["S"])
-    return f"Its weights should lie on keys {seen.start}…{seen.stop - 1}."
+    return f"There it may look at keys {seen.start}…{seen.stop - 1}."
+
+
+def _beyond_values(function: Callable) -> str | None:
+    return _in_float32(function) or _bytes_moved(function)
+
+
+def _in_float32(function: Callable) -> str | None:
+    """The real model computes in float32; a mask or a number of fixed float64 passes all else."""
+    deadline = time.monotonic() + sandbox.DEADLINE_S
+    for case in GROUPED.cases(0):
+        run = sandbox.run(function, [x.float() for x in _as_model_arguments(case)], {}, deadline)
+        if run.error is not None:
+            return f"Right in float64. In float32, as the real model computes, it fails. {run.trouble()}"
+        if (made := getattr(run.value, "dtype", None)) != torch.float32:
+            return f"Right in float64. From float32 it makes {made}: look for a fixed dtype."
+    return None
 
 
 def _bytes_moved(function: Callable) -> str | None:
     moved = traffic_of_kv.measure(function, _as_model_arguments)
-    if isinstance(moved, str):
+    if moved is None or isinstance(moved, str):
         return moved
     if moved.written > 0.01:
         copies = f"{moved.written:.3g} {'copy' if round(moved.written, 2) == 1 else 'copies'} of K and V"
         return (
             f"Correct. It also wrote {copies}: here is the table (K and V are {moved.kv_bytes:,} bytes "
             f"here).\n"
-            f"{moved.table}\nWhich letter do your keys carry that they don't need?"
+            f"{moved.table}\nWhich letter do your keys carry that they don't need? (A matmul that broadcasts "
+            f"them copies them, too.)"
         )
     if moved.read > 1.01:
         return (
@@ -326,9 +392,9 @@ GROUPED = Build(
     arguments=_as_model_arguments,
     keywords={"lengths": None, "window": None},
     explain=_visible_keys,
-    beyond=_bytes_moved,
-    tested="Tested with (H, G) = (6, 3), (8, 2), (8, 8), (8, 1) and T < S, twice; K and V were read once "
-    "and not copied.",
+    beyond=_beyond_values,
+    tested="Tested with (H, G) = (6, 3), (8, 2), (8, 8), (8, 1) and T < S, in float64 and float32; no "
+    "operation copied K or V, and each was handed over once.",
     notice="Notice: one function, no `if`, and both ends came for free: G = H is MHA, G = 1 is MQA.",
 )
 

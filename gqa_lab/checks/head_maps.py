@@ -21,6 +21,11 @@ def divided(i: int, n_heads: int, n_kv_heads: int) -> int:
     return i // n_kv_heads
 
 
+def divided_clamped(i: int, n_heads: int, n_kv_heads: int) -> int:
+    """Wrong like `divided`, but never loud."""
+    return min(i // n_kv_heads, n_kv_heads - 1)
+
+
 def head_map(rule: Callable, n_heads: int, n_kv_heads: int) -> list[int]:
     """Returns the KV head of each query head; raises IndexError where the rule leaves the KV heads."""
     kv_heads = [rule(i, n_heads, n_kv_heads) for i in range(n_heads)]
@@ -107,9 +112,8 @@ def _examine_smallest(pair: object) -> str | None:
         return "smallest: It raises; a loud mistake needs no test."
     if outcomes["i // G"] == "agrees":
         return (
-            "smallest: G equals R here, so dividing by either is the same. llama.cpp's LLaMA 2 70B (64, "
-            "8) hid "
-            "exactly this (llama.cpp#3364)."
+            "smallest: G equals R here, so dividing by either is the same. LLaMA 2 70B, with 64 heads and 8 KV heads, "
+            "hid R written for G in llama.cpp (llama.cpp#3364)."
         )
     return None if (h, g) == smallest_exposing_both() else "smallest: It exposes both. There is a smaller pair."
 
@@ -129,5 +133,6 @@ GOOD_TEST = Expose(
     level="expose ●●○ 8 min, core",
     keys=(*_MAPS, "smallest"),
     examine=_examine_test,
-    notice="Both wrong maps were run on your sizes. Notice: a test with G = 1, G = H or G = R can't fail; yours can.",
+    notice="Both wrong maps were run on your sizes. "
+    "Notice: G = 1 and G = H hide the first, G = R the second. A good test avoids all three.",
 )

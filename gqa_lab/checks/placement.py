@@ -117,12 +117,12 @@ def placement(answers: object) -> Verdict:
     """Returns which of your answers are right and the lesson to start with.
 
     Args:
-        answers: ten letters in the order of the questions, `-` for "I don't know".
+        answers: ten letters in the order of the questions, `-` for "I don't know"; None for not yet.
     """
-    letters = "".join(answers.lower().replace(",", " ").split()) if isinstance(answers, str) else ""
-    if not letters.strip(UNANSWERED):
+    if not isinstance(answers, str):
         text = f'Write ten letters in a row, one per question, and {UNANSWERED} where you don\'t know: "ab-c…".'
         return Verdict("not attempted", text, "placement")
+    letters = "".join(answers.lower().replace(",", " ").split())
     if problem := _unreadable(letters):
         return Verdict("not attempted", problem, "placement")
     right = {n for n, (letter, q) in enumerate(zip(letters, QUESTIONS, strict=True), start=1) if letter == q.right}
@@ -145,6 +145,8 @@ def _unreadable(letters: str) -> str | None:
 
 
 def _door(right: set[int]) -> str:
+    if not right:
+        return f"Start with lesson {LESSONS[1]}: it begins at the beginning."
     if not right >= {1, 2, 3}:
         return f"Start with lesson {LESSONS[1]}: one of the first three questions is about what it builds."
     if not right >= {4, 5}:

@@ -25,6 +25,11 @@ def bottom_right(t: int, s: int):
     return torch.arange(s) <= torch.arange(t)[:, None] + s - t
 
 
+def everything(t: int, s: int):
+    """Wrong: a mask that hides nothing."""
+    return torch.ones(t, s, dtype=torch.bool)
+
+
 def over_keys(scores, n_kv_heads: int):
     """Returns the right weights."""
     return scores.softmax(-1)
@@ -78,6 +83,6 @@ def tokens_as_heads(q, k, v, *, back: bool):
     return out.reshape(b, g, r, t, d).transpose(2, 3).reshape(b, h, t, d) if back else out
 
 
-def rg_order(q, k, v):
-    """Wrong: the heads come out in (R, G) order."""
-    return attend(q, k, v).unflatten(1, (k.shape[1], -1)).transpose(1, 2).flatten(1, 2)
+def rg_order(q, k, v, **parts):
+    """Wrong: the heads come out in (R, G) order; `parts` are those of `attend`."""
+    return attend(q, k, v, **parts).unflatten(1, (k.shape[1], -1)).transpose(1, 2).flatten(1, 2)
