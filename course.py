@@ -209,10 +209,10 @@ def wanted(root: Path, extras: list[str], flag: str | None) -> dict:
     """Returns the marker of a fitting environment. Without a flag the build that is already there fits."""
     build, why = choose_build(platform.system(), flag, read_marker(root).get("build"), find_driver())
     lists = b"".join((root / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
-    python = "{}.{}".format(*sys.version_info[:2])
     return {
         "state": "ready",
-        "made for": [python, str(root), build, torch_pin(root)],
+        "root": str(root),
+        "torch": [build, torch_pin(root)],
         "lists": hashlib.sha256(lists).hexdigest(),
         "extras": extras,
         "build": build,
@@ -221,19 +221,25 @@ def wanted(root: Path, extras: list[str], flag: str | None) -> dict:
 
 
 def state_of(root: Path, want: dict) -> str:
-    """Returns "missing", "foreign", "half-made", "unfit", "outdated" or "ready"."""
+    """Returns "missing", "foreign", "half-made", "unfit" (made anew), "outdated" (brought up to date) or "ready"."""
     venv, marker = root / ".venv", read_marker(root)
     if not venv.exists() or not any(venv.iterdir()):
         return "missing"
     if not marker_of(root).exists():
         return "foreign"
-    if marker.get("state") != "ready" or not Path(venv_python(root)).exists():
+    if marker.get("state") not in ("ready", "updating") or not Path(venv_python(root)).exists():
         return "half-made"
-    if marker.get("made for") != want["made for"]:
+    if marker["torch"] != want["torch"] or not same_folder(marker["root"], root):
         return "unfit"
-    if marker["lists"] != want["lists"] or not set(want["extras"]) <= set(marker["extras"]):
+    fits = marker["lists"] == want["lists"] and set(want["extras"]) <= set(marker["extras"])
+    if marker["state"] == "updating" or not fits:
         return "outdated"
     return "ready"
+
+
+def same_folder(path: str, root: Path) -> bool:
+    """Returns whether both are one folder; on macOS and Windows it may be spelt in two ways."""
+    return Path(path) == root or (Path(path).exists() and os.path.samefile(path, root))
 
 
 def prepare(root: Path, extras: list[str], flag: str | None) -> str:
@@ -274,7 +280,7 @@ def install(root: Path, want: dict, state: str) -> None:
         raise Problem(f"{root / '.venv'} was not made by course.py: move it away and run this again.")
     if state == "outdated":
         want = {**want, "extras": sorted({*want["extras"], *read_marker(root)["extras"]})}
-        write_marker(root, {**want, "state": "installing"})
+        write_marker(root, {**want, "state": "updating"})  # what is there still works, should this be stopped
     else:
         make_venv(root, want, state)
         install_torch(root, want)
@@ -289,21 +295,28 @@ def install(root: Path, want: dict, state: str) -> None:
 def make_venv(root: Path, want: dict, state: str) -> None:
     """Makes an empty .venv in place of the one that course.py made before, if any."""
     marker, venv = {**want, "state": "installing"}, root / ".venv"
+    if state == "unfit":
+        check_room(root, want)  # what works is not removed before the new one has a chance
     if state != "missing":
-        what = "half-made .venv" if state == "half-made" else ".venv for another Python, folder or PyTorch"
+        what = "half-made .venv" if state == "half-made" else ".venv for another folder or PyTorch"
         print(f"A {what} was found; making it anew.", flush=True)
         write_marker(root, marker)
         for path in set(venv.iterdir()) - {marker_of(root)}:  # without its marker it would look foreign
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    need, free = NEEDED_GB[want["build"]], shutil.disk_usage(root).free / 1e9
-    if free < need:
-        raise Problem(f"the course needs about {need} GB and {free:.1f} GB are free at {root}: make room.")
+    check_room(root, want)
     venv.mkdir(exist_ok=True)
     write_marker(root, marker)
     python = getattr(sys, "_base_executable", sys.executable)  # ours may be the one in .venv
     failed, said = run_logged(root, "making .venv", [python, "-m", "venv", str(venv)])
     if failed:
         raise Problem(explain(said, root))
+
+
+def check_room(root: Path, want: dict) -> None:
+    """Raises a Problem if the disk has no room for the environment."""
+    need, free = NEEDED_GB[want["build"]], shutil.disk_usage(root).free / 1e9
+    if free < need:
+        raise Problem(f"the course needs about {need} GB and {free:.1f} GB are free at {root}: make room.")
 
 
 # ---- pip, with a sign of life ---------------------------------------------------------------------------
@@ -397,7 +410,13 @@ def explain(said: str, root: Path, unreachable: str | None = None) -> str:
 
 def lab(root: Path, flag: str | None, extra: list[str]) -> int:
     """Opens the course in JupyterLab; returns its exit status."""
-    python = prepare(root, [], flag)
+    try:
+        python = prepare(root, [], flag)
+    except Problem as problem:
+        if read_marker(root).get("state") != "updating":
+            raise
+        print(f"course.py: {problem}\nUntil then the course opens with what is installed.", file=sys.stderr)
+        python = venv_python(root)
     if not bring_model(root, python):
         print("So lessons show a recorded transcript; the next `python course.py lab` tries again.")
     sources = [*sorted(root.glob("notebooks/*.ipynb")), *sorted(root.glob("exercises/*.ipynb"))]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -322,18 +323,56 @@ def test_the_test_extra_is_added_once_and_serves_lab_as_well(root, installed):
     assert installed == []
 
 
-@pytest.mark.parametrize("change", ["build", "folder", "python", "torch"])
-def test_another_build_folder_python_or_torch_means_a_new_venv(root, installed, monkeypatch, change, tmp_path):
+@pytest.mark.parametrize("change", ["build", "folder", "torch"])
+def test_another_build_folder_or_torch_means_a_new_venv(root, installed, monkeypatch, change, tmp_path):
     course.prepare(root, [], None)
     del installed[:]
     if change == "folder":
         root = root.rename(tmp_path / "moved")
-    if change == "python":
-        monkeypatch.setattr(course.sys, "version_info", (3, 99, 0))
     if change == "torch":  # taken in place, pip would bring the build of its own index
         (root / "constraints.txt").write_text("torch==2.14.0\n")
     course.prepare(root, [], "cuda" if change == "build" else None)
     assert installed[0][:2] == ["-m", "venv"]
+
+
+def test_a_venv_serves_whichever_python_starts_course_py(root, installed, monkeypatch):
+    course.prepare(root, [], None)
+    del installed[:]
+    monkeypatch.setattr(course.sys, "version_info", (3, 14, 0))
+    course.prepare(root, [], None)
+    assert installed == []
+
+
+def no_network(root, label, command):
+    return 1, "ERROR: Connection broken: NewConnectionError"
+
+
+def test_an_update_that_fails_leaves_a_venv_that_lab_still_opens(root, installed, monkeypatch, capsys):
+    course.prepare(root, [], None)
+    (root / ".venv/lib").mkdir()
+    (root / "constraints.txt").write_text("numpy==2.4.7\ntorch==2.13.0\n")
+    monkeypatch.setattr(course, "run_logged", no_network)
+    for _ in range(2):
+        with pytest.raises(course.Problem, match="cannot reach its index"):
+            course.prepare(root, [], None)
+        assert course.state_of(root, course.wanted(root, [], None)) == "outdated" and (root / ".venv/lib").exists()
+    started = []
+    monkeypatch.setattr(course.subprocess, "call", lambda command, **_: 0)
+    monkeypatch.setattr(
+        course.subprocess,
+        "Popen",
+        lambda command, **_: started.append(command[2]) or SimpleNamespace(wait=int, terminate=int),
+    )
+    assert course.lab(root, None, []) == 0 and started == ["jupyterlab"]
+    assert "the course opens with what is installed" in capsys.readouterr().err
+
+
+def test_a_working_venv_is_not_removed_where_a_new_one_has_no_room(root, installed, monkeypatch):
+    course.prepare(root, [], None)
+    monkeypatch.setattr(course.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1.2e9))
+    with pytest.raises(course.Problem, match="are free"):
+        course.prepare(root, [], "cuda")
+    assert course.state_of(root, course.wanted(root, [], None)) == "ready"
 
 
 def test_a_disk_too_full_is_said_before_anything_is_made(root, installed, monkeypatch):

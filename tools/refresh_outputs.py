@@ -50,7 +50,7 @@ def refresh(path: Path) -> None:
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET, None)
     notebook.metadata = nbformat.from_dict(METADATA)
-    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
 
 
 def main(arguments: list[str]) -> None:
