@@ -57,7 +57,7 @@ def answer(model, tokenizer, attend, max_new_tokens: int) -> dict:
 
 
 def head_distances(model, tokenizer) -> dict:
-    """Returns the mean total variation distance of attention weights, inside groups and across them."""
+    """Returns, for each layer, the mean total variation distance of attention weights inside groups and across."""
     weights = []
 
     def recording(q, k, v, *, lengths=None, window=None):
@@ -70,9 +70,9 @@ def head_distances(model, tokenizer) -> dict:
     inside, across = [], []
     for i in range(model.config.n_heads):
         for j in range(i):
-            distance = 0.5 * np.abs(w[:, i] - w[:, j]).sum(-1).mean()
+            distance = 0.5 * np.abs(w[:, i] - w[:, j]).sum(-1).mean(-1)  # [layers]
             (inside if i // group_size == j // group_size else across).append(distance)
-    return {"inside": float(np.mean(inside)), "across": float(np.mean(across))}
+    return {"inside": np.mean(inside, axis=0).tolist(), "across": np.mean(across, axis=0).tolist()}
 
 
 def main() -> None:

@@ -65,17 +65,18 @@ def listen(
     return answer
 
 
-def load_smollm2() -> tuple[Transformer, Tokenizer] | tuple[None, None]:
+def load_smollm2(device: str | None = None) -> tuple[Transformer, Tokenizer] | tuple[None, None]:
     """Returns SmolLM2-135M-Instruct and its tokenizer in float32, or (None, None) where it has not been brought.
 
-    On a GPU if there is one. Never downloads.
+    Args:
+        device: where it runs; None means on a GPU if there is one. Never downloads.
     """
     path = find_smollm2()
     if path is None:
         print(MISSING)
         return None, None
     print("Loading SmolLM2-135M-Instruct, a few seconds ...", flush=True)
-    return load_pretrained(path)
+    return load_pretrained(path, device=device)
 
 
 @torch.no_grad()

@@ -318,6 +318,12 @@ def test_an_unlisted_wrong_answer_is_told_where_it_goes_wrong():
             "Each query sees one key too many",
         ),
         (masked_after_softmax, "You masked after the softmax"),
+        (
+            lambda q, k, v, lengths=None, window=None: by_einsum(
+                q.reshape(len(q), -1, k.shape[1], *q.shape[2:]).transpose(1, 2).reshape(q.shape), k, v
+            ),
+            "You dealt KV heads out like cards. Neighbours share. You cut q's heads into (R, G)",
+        ),
     ],
 )
 def test_a_listed_mistake_is_named_however_it_is_written(function, diagnosis):
@@ -339,10 +345,10 @@ def test_an_answer_that_fails_only_in_the_real_models_dtype_is_told_so():
 @pytest.mark.parametrize(
     "name, parts",
     [
-        ("keys expanded", ["Correct. It also wrote 4 copies of K and V", "5,184", "Which letter"]),
-        ("keys expanded by broadcasting", ["Correct. It also wrote 4 copies of K and V", "clone"]),
-        ("keys made contiguous", ["Correct. It also wrote 0.5 copies of K and V"]),
-        ("one read per query head", ["Correct. It read K and V 4 times", "Fetch it once"]),
+        ("keys expanded", ["Right numbers. But it also wrote 4 copies of K and V", "5,184", "Which letter"]),
+        ("keys expanded by broadcasting", ["Right numbers. But it also wrote 4 copies of K and V", "clone"]),
+        ("keys made contiguous", ["Right numbers. But it also wrote 0.5 copies of K and V"]),
+        ("one read per query head", ["Right numbers. But it read K and V 4 times", "Fetch it once"]),
         ("the package's function", ["That is the package's"]),
         ("the reference", ["That is the package's"]),
         ("no room for lengths", ["unexpected keyword argument 'lengths'", "signature"]),
@@ -489,7 +495,7 @@ def test_smallest_is_found_by_search():
         (good_test(division=((4, 2), (4, 2))), "Both versions give the same numbers here."),
         (good_test(division=((8, 2), (4, 2))), "It raises"),
         (good_test(division=((6, 3), None)), "does hide it"),
-        (good_test(division=((6, 3), (8, 2))), "it raises here"),
+        (good_test(division=((6, 3), (8, 2))), "It raises"),
         (good_test(division=((6, 3), (12, 4))), "already shows here"),
         (good_test(modulo=((7, 2), None)), "cannot share"),
         (good_test(modulo=((10**9, 10), None)), "1 ≤ G ≤ H"),

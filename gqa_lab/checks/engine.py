@@ -91,12 +91,14 @@ def progress() -> Page:
     """Returns all exercises of the lessons and how far you are with them since this notebook was started."""
     lines = []
     for lesson in LESSONS:
+        if not lesson.EXERCISES:
+            continue
         lines.append(lesson.TITLE)
         for exercise in lesson.EXERCISES:
             status = _verdicts.get(exercise.id, "not attempted")
             lines.append(f"  {SYMBOLS[status]} {exercise.id:<14} {status:<14} {exercise.level}")
-        chosen = [f"{p.id} {_predicted.get(p.id, '–')}" for p in lesson.PREDICTIONS]
-        lines.append("  predictions: " + ", ".join(chosen))
+        chosen = [f"{p.id} {_predicted[p.id]}" for p in lesson.PREDICTIONS if p.id in _predicted]
+        lines += ["  predictions: " + ", ".join(chosen)] if chosen else []
     n_passed = list(_verdicts.values()).count("passed")
     return Page("\n".join([*lines, f"{n_passed} of {len(EXERCISES)} exercises passed."]), is_table=True)
 

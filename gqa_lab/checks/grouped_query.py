@@ -17,6 +17,7 @@ from gqa_lab.checks.head_maps import GOOD_TEST, cards, divided, divided_clamped,
 from gqa_lab.checks.wrong_attention import (
     attend,
     by_map,
+    cut_as_rg,
     everything,
     group_size,
     over_group,
@@ -143,11 +144,11 @@ EXPAND = Build(
     refusals=(
         (
             Case((normal((51,), 1, 2, 3, 4), 7), {"H": 7, "G": 2}),
-            "7 heads over 2 KV heads: what should head 6 read?",
+            "7 heads over 2 KV heads raised nothing: what should head 6 read? Stop with a ValueError.",
         ),
         (
             Case((normal((52,), 1, 4, 3, 4), 6), {"H": 6, "G": 4}),
-            "6 heads over 4 KV heads: what should head 5 read?",
+            "6 heads over 4 KV heads raised nothing: what should head 5 read? Stop with a ValueError.",
         ),
     ),
     mistakes=(
@@ -219,8 +220,8 @@ _GROUPED_MISTAKES = (
     Mistake("i // G", partial(attend, keys=divided, values=divided), DIVIDED),
     Mistake(
         "cut (R, G), joined (G, R)",
-        lambda q, k, v: rg_order(q, k, v, keys=cards),
-        CARDS + " You cut q's heads into (R, G); it is (G, R).",
+        cut_as_rg,
+        CARDS + " You cut q's heads into (R, G); which of the two moves slowly?",
     ),
     Mistake(
         "head 0 for all",
@@ -364,14 +365,14 @@ def _bytes_moved(function: Callable) -> str | None:
     if moved.written > 0.01:
         copies = f"{moved.written:.3g} {'copy' if round(moved.written, 2) == 1 else 'copies'} of K and V"
         return (
-            f"Correct. It also wrote {copies}: here is the table (K and V are {moved.kv_bytes:,} bytes "
+            f"Right numbers. But it also wrote {copies}: here is the table (K and V are {moved.kv_bytes:,} bytes "
             f"here).\n"
             f"{moved.table}\nWhich letter do your keys carry that they don't need? (A matmul that broadcasts "
             f"them copies them, too.)"
         )
     if moved.read > 1.01:
         return (
-            f"Correct. It read K and V {moved.read:.3g} times: here is the table (they are "
+            f"Right numbers. But it read K and V {moved.read:.3g} times: here is the table (they are "
             f"{moved.kv_bytes:,} bytes "
             f"here).\n{moved.table}\nWho needs a KV head? Fetch it once, for all the query heads of its "
             f"group."

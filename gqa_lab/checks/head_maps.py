@@ -64,16 +64,18 @@ def _not_a_pair(value: object, where: str) -> str | None:
     return f"{where}: {h} heads cannot share {g} KV heads evenly." if h % g else None
 
 
+def _loud(name: str, n_heads: int, n_kv_heads: int) -> str:
+    largest = max(_MAPS[name](i, n_heads, n_kv_heads) for i in range(n_heads))
+    return f"It raises; a loud mistake needs no test. ({name} asks for KV head {largest} of {n_kv_heads}.)"
+
+
 def _examine_exposing(name: str, pair: object) -> str | None:
     where = f'"{name}" exposes'
     if problem := _not_a_pair(pair, where):
         return problem
     outcome = _outcome(_MAPS[name], *pair)
-    alone = " No group at all." if pair[1] in (1, pair[0]) else ""
-    reply = {
-        "agrees": BOTH_AGREE + alone,
-        "raises": "It raises; a loud mistake needs no test. Find one that is silent.",
-    }
+    alone = " (G = 1 and G = H are no groups at all.)" if pair[1] in (1, pair[0]) else ""
+    reply = {"agrees": BOTH_AGREE + alone, "raises": _loud(name, *pair) + " Find sizes where it is silent."}
     return f"{where}: {reply[outcome]}" if outcome in reply else None
 
 
@@ -90,14 +92,15 @@ def _examine_hiding(name: str, pair: object) -> str | None:
         return problem
     outcome, (h, g) = _outcome(rule, h := pair[0], g := pair[1]), pair
     if outcome == "raises":
-        return f"{where}: it raises here, so any test would notice. Look for sizes where both lines mean the same."
+        return f"{where}: {_loud(name, *pair)} Look for sizes where both lines mean the same."
     if outcome == "differs":
         first = next(i for i in range(h) if rule(i, h, g) != neighbours(i, h, g))
         none = " If you find none with 1 < G < H, write None." if not exists else ""
         return f"{where}: {ALREADY_SHOWS.format(f'first at head {first}')}{none}"
     if g in (1, h):
         none = ", or write None if there is none" if not exists else ""
-        return f"{where}: True, but too small to fool anybody. Try again with at least a true group, 1 < G < H{none}."
+        end = "G = 1" if g == 1 else "G = H"
+        return f"{where}: True, but too small to fool anybody: {end} is no group. Try again with 1 < G < H{none}."
     return None
 
 
@@ -109,7 +112,7 @@ def _examine_smallest(pair: object) -> str | None:
     if g in (1, h):
         return "smallest: No group at all."
     if "raises" in outcomes.values():
-        return "smallest: It raises; a loud mistake needs no test."
+        return f"smallest: {_loud('i // G', h, g)}"
     if outcomes["i // G"] == "agrees":
         return (
             "smallest: G equals R here, so dividing by either is the same. LLaMA 2 70B, with 64 heads and 8 KV heads, "

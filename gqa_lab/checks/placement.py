@@ -148,7 +148,7 @@ def _door(right: set[int]) -> str:
     if not right:
         return f"Start with lesson {LESSONS[1]}: it begins at the beginning."
     if not right >= {1, 2, 3}:
-        return f"Start with lesson {LESSONS[1]}: one of the first three questions is about what it builds."
+        return f"Start with lesson {LESSONS[1]}: it builds what questions 1 to 3 ask."
     if not right >= {4, 5}:
         return f"Start with lesson {LESSONS[3]}: you know attention, and what a model keeps comes next."
     if not right >= {6, 7}:

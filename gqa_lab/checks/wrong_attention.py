@@ -83,6 +83,12 @@ def tokens_as_heads(q, k, v, *, back: bool):
     return out.reshape(b, g, r, t, d).transpose(2, 3).reshape(b, h, t, d) if back else out
 
 
-def rg_order(q, k, v, **parts):
-    """Wrong: the heads come out in (R, G) order; `parts` are those of `attend`."""
-    return attend(q, k, v, **parts).unflatten(1, (k.shape[1], -1)).transpose(1, 2).flatten(1, 2)
+def cut_as_rg(q, k, v):
+    """Wrong: q's heads are cut as (R, G) and brought into (G, R) order, so KV heads are dealt like cards."""
+    g = k.shape[1]
+    return attend(q.unflatten(1, (-1, g)).transpose(1, 2).flatten(1, 2), k, v)
+
+
+def rg_order(q, k, v):
+    """Wrong: the heads come out in (R, G) order."""
+    return attend(q, k, v).unflatten(1, (k.shape[1], -1)).transpose(1, 2).flatten(1, 2)
