@@ -1,5 +1,6 @@
 """What was measured elsewhere, or earlier: the JSON files of `benchmarks/results/`, each with its provenance."""
 
+import contextlib
 import datetime
 import json
 import platform
@@ -31,9 +32,14 @@ def environment() -> dict:
     """Returns what a measurement on this machine has to say about itself: device, versions and date."""
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {cpu}, {torch.get_num_threads()} threads"
-    )
+    cpu = f"CPU {_cpu_name()}, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return {"device": device, "versions": versions, "date": datetime.date.today().isoformat()}
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):  # Linux says it here, and nowhere that `platform` looks
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    return platform.processor() or platform.machine()

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from gqa_lab import reference
 from gqa_lab.attention import (
     GroupedQueryAttention,
+    _softmax,
     expanded_attention,
     grouped_attention,
     sdpa_attention,
@@ -83,6 +84,12 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_plain_formula(
     assert (out - exact).abs().max() <= 2 * plain_error + torch.finfo(dtype).eps / 4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_softmax_runs_in_float32_or_better(dtype):
+    assert _softmax(torch.zeros(1, 1, 1, 3, dtype=dtype), 4, None, None).dtype == torch.float32
+    assert _softmax(torch.zeros(1, 1, 1, 3, dtype=torch.float64), 4, None, None).dtype == torch.float64
+
+
 @attends
 @masks
 def test_what_stands_beyond_the_lengths_never_matters(attend, lengths, window):
@@ -130,10 +137,11 @@ def largest_allocation(attend, *args) -> int:
 
 
 @pytest.mark.parametrize("attend", [grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("layout", ["[B, G, S, D]", "[B, S, G, D] transposed", "a cache's prefix"])
+@pytest.mark.parametrize("layout", ["[B, G, S, D]", "[B, S, G, D] transposed", "only v transposed", "a cache's prefix"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_no_copy_of_k_or_v_is_ever_allocated(attend, layout, dtype):
-    q = torch.randn(2, 8, 1, 64).to(dtype)
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_no_copy_of_k_or_v_is_ever_allocated(attend, layout, dtype, q_len):
+    q = torch.randn(2, 8, q_len, 64).to(dtype)
     if layout == "[B, G, S, D]":
         k, v = torch.randn(2, 2, 2, 1000, 64).to(dtype)
     elif layout == "a cache's prefix":
@@ -141,6 +149,7 @@ def test_no_copy_of_k_or_v_is_ever_allocated(attend, layout, dtype):
         k, v = cache.append(*torch.randn(2, 2, 2, 1000, 64).to(dtype))
     else:
         k, v = torch.randn(2, 2, 1000, 2, 64).to(dtype).transpose(2, 3)
+        k = k.contiguous() if layout == "only v transposed" else k
     assert largest_allocation(attend, q, k, v) < k.nbytes / 2
     assert largest_allocation(expanded_attention, q, k, v) >= k.nbytes  # the measure can see a copy
 
@@ -167,6 +176,9 @@ BAD = [
     (dict(q=torch.zeros(1, 6, 9, 4)), "q_len (9) must be from 1 to kv_len (5)"),
     (dict(k=torch.zeros(1, 3, 5, 4).double()), "k is torch.float64 on cpu but q is torch.float32"),
     (dict(q=torch.zeros(1, 6, 1, 4).long(), k=torch.zeros(1, 3, 5, 4).long(), v=torch.zeros(1, 3, 5, 4).long()), "q is torch.int64"),
+    (dict(q=torch.zeros(1, 6, 2, 4), lengths=torch.tensor([1], dtype=torch.int32)), "lengths must lie from q_len (2) to kv_len (5), got [1]"),
+    (dict(v=torch.zeros(1, 3, 5, 4, device="meta")), "v is torch.float32 on meta but q is torch.float32 on cpu"),
+    (dict(lengths=torch.zeros(1, dtype=torch.int32, device="meta")), "lengths must be int32 [1] on cpu, got torch.int32 [1] on meta"),
     (dict(window=0), "window must be at least 1"),
     (dict(lengths=torch.tensor([6], dtype=torch.int32)), "lengths must lie from q_len (1) to kv_len (5), got [6]"),
     (dict(lengths=torch.tensor([0], dtype=torch.int32)), "lengths must lie from q_len (1) to kv_len (5), got [0]"),

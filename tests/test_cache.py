@@ -101,3 +101,18 @@ def test_what_does_not_fit_is_named(k, v, message, shapes_unchecked):
 def test_a_cache_without_slots_is_refused():
     with pytest.raises(ValueError, match="max_seq_len must be a whole number of at least 1, got 0"):
         new_cache(max_seq_len=0)
+
+
+def test_a_rewound_ragged_batch_is_even_again_on_host_and_device():
+    cache, (k, v) = new_cache(), tokens(5)
+    for b, n in ((0, 5), (1, 3)):
+        cache.row(b).append(k[b : b + 1, :, :n], v[b : b + 1, :, :n])
+    cache.rewind(2)
+    assert cache.lengths.tolist() == cache.host_lengths == [2, 2] and not cache.is_ragged
+    k_all, v_all = cache.append(k[:, :, 2:3], v[:, :, 2:3])
+    assert torch.equal(k_all, k[:, :, :3]) and torch.equal(v_all, v[:, :, :3])
+
+
+def test_v_of_another_dtype_is_refused_too(shapes_unchecked):
+    with pytest.raises(ValueError, match="v is torch.float64 on cpu; this cache is torch.float32"):
+        new_cache().append(torch.zeros(2, 3, 1, 4), torch.zeros(2, 3, 1, 4).double())

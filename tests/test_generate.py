@@ -129,3 +129,31 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it_and_a_low_temperature_the_f
 def test_a_sampler_outside_its_range_is_refused(temperature, top_p, shapes_unchecked):
     with pytest.raises(ValueError, match="temperature must be|top_p must be"):
         random_sampler(temperature, top_p=top_p)
+
+
+def recording(calls):
+    def attend(q, k, v, *, lengths=None, window=None):
+        calls.append(q.shape[2])
+        return sdpa_attention(q, k, v, lengths=lengths, window=window)
+
+    return attend
+
+
+def test_the_prompt_goes_through_prefill_attend_and_each_later_token_through_attend(model):
+    prompt_calls, step_calls = [], []
+    stream = generate(
+        model, [[3, 1, 4]], max_new_tokens=4, attend=recording(step_calls), prefill_attend=recording(prompt_calls)
+    )
+    list(stream)
+    n_layers = model.config.n_layers
+    assert prompt_calls == [3] * n_layers and step_calls == [1] * 3 * n_layers
+
+
+def test_prefill_computes_the_logits_of_one_position_only(model, monkeypatch):
+    widths = []
+    logits = type(model).logits
+    monkeypatch.setattr(
+        type(model), "logits", lambda self, hidden: widths.append(hidden.shape[1]) or logits(self, hidden)
+    )
+    prefill(model, torch.tensor([[3, 1, 4, 1, 5]]), model.new_caches(1, 8))
+    assert widths == [1]

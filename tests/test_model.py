@@ -137,3 +137,44 @@ def test_a_changed_dtype_changes_the_caches_too():
     model = tiny().to(torch.float16)
     assert model.new_caches(1, 4)[0].k.dtype == torch.float16
     assert model(torch.zeros(1, 3, dtype=torch.long)).dtype == torch.float16
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@torch.no_grad()
+def test_biases_and_head_norms_are_those_of_qwen(family):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(
+        family, num_hidden_layers=2, hidden_size=24, num_attention_heads=6, num_key_value_heads=3, head_dim=4,
+        intermediate_size=32, vocab_size=50, max_position_embeddings=64, rms_norm_eps=1e-2,
+        tie_word_embeddings=False, rope_parameters={"rope_theta": 1e4, "rope_type": "default"},
+    )  # fmt: skip
+    theirs = AutoModelForCausalLM.from_config(config).double().eval()
+    for weight in theirs.parameters():
+        weight.copy_(torch.randn_like(weight) * 0.2 + (weight.ndim == 1))  # norms and biases that matter
+    qwen3 = family == "qwen3"
+    ours = tiny(head_dim=4, norm_eps=1e-2, attention_bias=not qwen3, qk_norm=qwen3)
+    names = {
+        "model.": "",
+        "self_attn": "attention",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "mlp_norm",
+    }
+    state = {}
+    for name, weight in theirs.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        state[name] = weight
+    ours.load_state_dict(state)
+    ids = torch.randint(50, (2, 40), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_rotary_tables_are_computed_in_float32_and_only_then_rounded():
+    model = tiny(max_seq_len=64).float()
+    model.init_rope()
+    exact = model.rope_cos
+    half = tiny(max_seq_len=64).to(torch.bfloat16)
+    half.init_rope()
+    assert torch.equal(half.rope_cos, exact.to(torch.bfloat16))
