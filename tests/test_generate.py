@@ -157,3 +157,11 @@ def test_prefill_computes_the_logits_of_one_position_only(model, monkeypatch):
     )
     prefill(model, torch.tensor([[3, 1, 4, 1, 5]]), model.new_caches(1, 8))
     assert widths == [1]
+
+
+def test_inference_builds_no_graph(model):
+    assert all(p.requires_grad for p in model.parameters())
+    caches = model.new_caches(1, 8)
+    logits = prefill(model, torch.tensor([[3, 1, 4]]), caches)
+    assert not logits.requires_grad and not caches[0].k.requires_grad
+    assert not decode_step(model, torch.tensor([[5]]), caches).requires_grad
