@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from gqa_lab.config import ModelConfig
 from gqa_lab.costs import SHAPES, kv_cache_bytes, n_parameters, weight_bytes_held, weight_bytes_read
 
 TOKEN = dict(batch_size=1, kv_len=1, bytes_per_element=2)
@@ -58,6 +59,24 @@ def test_every_shape_has_a_source_and_its_published_number_of_parameters():
 def test_kinds_of_real_models():
     kinds = {name: SHAPES[name].kind for name in ("llama-2-7b", "llama-2-70b", "falcon-7b", "deepseek-v3")}
     assert kinds == {"llama-2-7b": "mha", "llama-2-70b": "gqa", "falcon-7b": "mqa", "deepseek-v3": "mla"}
+
+
+def config(**changes) -> ModelConfig:
+    sizes = dict(
+        n_layers=2, d_model=24, n_heads=6, n_kv_heads=3, head_dim=4, d_ff=32, vocab_size=50, max_seq_len=64,
+        rope_theta=1e4, norm_eps=1e-5,
+    )  # fmt: skip
+    return ModelConfig(**sizes | changes)
+
+
+def test_a_config_costs_what_its_sizes_say():
+    windowed = dict(batch_size=3, kv_len=10, bytes_per_element=2)
+    assert kv_cache_bytes(config(), **windowed) == 2 * 2 * 3 * 3 * 10 * 4 * 2
+    assert kv_cache_bytes(config(sliding_window=8), **windowed) == 2 * 2 * 3 * 3 * 8 * 4 * 2
+    tied, untied = config(tie_embeddings=True), config()
+    read = [weight_bytes_read(c, bytes_per_element=2) for c in (tied, untied)]
+    held = [weight_bytes_held(c, bytes_per_element=2) for c in (tied, untied)]
+    assert read[0] == read[1] == held[0] == held[1] - 50 * 24 * 2
 
 
 def test_what_is_not_known_is_said():

@@ -12,6 +12,7 @@ def traffic(program):
 
 X = torch.zeros(10, 4)
 TABLE = torch.zeros(100, 4)
+OUT = torch.zeros(10, 4)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,10 @@ TABLE = torch.zeros(100, 4)
         (lambda: torch.nn.functional.embedding(torch.tensor([3, 5]), TABLE), (16 + 32, 32)),
         (lambda: TABLE.index_select(0, torch.tensor([3])), (8 + 16, 16)),
         (lambda: TABLE.index_copy_(0, torch.tensor([3]), X[:1]), (8 + 16, 16)),
+        (lambda: TABLE[torch.tensor([3, 5])], (16 + 32, 32)),
+        (lambda: TABLE.gather(0, torch.tensor([[3, 5, 7, 9]])), (32 + 16, 16)),
+        (lambda: TABLE.index_put_((torch.tensor([3, 5]),), X[:2]), (16 + 32, 32)),
+        (lambda: torch.add(X, 1, out=OUT), (160, 160)),
         (lambda: X @ X.mT, (160, 400)),
         (lambda: torch.empty(100), (0, 0)),
     ],
