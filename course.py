@@ -485,8 +485,9 @@ def run_tests(root: Path, flag: str | None, lesson: str | None, slow: bool) -> i
     parts = parts_of_test(root, venv_python(root), lesson, slow, platform.system())
     if not bring_model(root, prepare(root, ["test"], flag)):
         raise Problem("the tests need the real model, and the line above says why it is not here.")
-    # a profile of the reader's own could change what notebooks print
-    environ = {**os.environ, "IPYTHONDIR": str(root / ".venv" / "ipython")}
+    # A profile of the reader's own could change what notebooks print; and threads that spin while they wait make
+    # decoding ten times slower on a machine that is busy with something else.
+    environ = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "IPYTHONDIR": str(root / ".venv" / "ipython")}
     summary = []
     for title, command, variables in parts:
         print(f"\n==== {title}", flush=True)
