@@ -93,6 +93,7 @@ class KVCache:
                 been written then, and the cache goes on working.
         """
         self._check(k, v)
+        k, v = k.detach(), v.detach()  # a cache is memory, not a step to differentiate through
         starts, n_new = self.host_lengths, k.shape[2]
         if len(set(starts)) == 1:
             self.k[:, :, starts[0] : starts[0] + n_new].copy_(k)

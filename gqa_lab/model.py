@@ -178,6 +178,8 @@ class Transformer(nn.Module):
         starts = [0] if caches is None else caches[0].host_lengths
         if caches is not None and len(caches) != self.config.n_layers:
             raise ValueError(f"caches has {len(caches)} entries; this model has {self.config.n_layers} layers")
+        if caches is not None and any(cache.host_lengths != starts for cache in caches):
+            raise ValueError("the caches hold different numbers of tokens (after a failed step?); rewind() them all")
         if max(starts) + q_len > self.config.max_seq_len:
             raise ValueError(
                 f"{q_len} tokens after {max(starts)} exceed the {self.config.max_seq_len} positions of this model"

@@ -116,3 +116,9 @@ def test_a_rewound_ragged_batch_is_even_again_on_host_and_device():
 def test_v_of_another_dtype_is_refused_too(shapes_unchecked):
     with pytest.raises(ValueError, match="v is torch.float64 on cpu; this cache is torch.float32"):
         new_cache().append(torch.zeros(2, 3, 1, 4), torch.zeros(2, 3, 1, 4).double())
+
+
+def test_a_cache_keeps_no_history_of_how_its_tokens_were_computed():
+    cache, (k, v) = new_cache(), tokens(3)
+    k_all, v_all = cache.append(k.requires_grad_(), v.requires_grad_())
+    assert not (k_all.requires_grad or v_all.requires_grad or cache.k.requires_grad)

@@ -178,3 +178,17 @@ def test_rotary_tables_are_computed_in_float32_and_only_then_rounded():
     half = tiny(max_seq_len=64).to(torch.bfloat16)
     half.init_rope()
     assert torch.equal(half.rope_cos, exact.to(torch.bfloat16))
+
+
+@torch.no_grad()
+def test_caches_that_a_failed_step_left_apart_are_refused_until_they_are_rewound():
+    model, ids = tiny(), torch.tensor([[3]])
+    caches = model.new_caches(1, 8)
+    model(ids, caches)
+    with pytest.raises(ZeroDivisionError):
+        model(ids, caches, attend=lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ValueError, match="different numbers of tokens"):
+        model(ids, caches)
+    for cache in caches:
+        cache.rewind(1)
+    torch.testing.assert_close(model(ids, caches)[:, -1], model(torch.tensor([[3, 3]]))[:, -1], atol=1e-10, rtol=0)
