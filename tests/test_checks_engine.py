@@ -299,7 +299,7 @@ HAND = Hand(
         ({"heads": 1}, "not right"),
         ({"heads": True}, "not right"),
         ({"share": True}, "not right"),
-        ({"share": "0.5"}, "not right"),
+        ({"share": "0.5"}, "`share`: '0.5' is text; write a number"),
         ({"share": float("nan")}, "not right"),
         ({"share": None}, "not attempted"),
         ({"share": ...}, "not attempted"),

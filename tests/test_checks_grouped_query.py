@@ -249,7 +249,6 @@ UNLISTED = {
     "queries reversed": changed(q=lambda x: x.flip(2), out=lambda x: x),
     "keys reversed": changed(k=lambda x: x.flip(2)),
     "values reversed": changed(v=lambda x: x.flip(2)),
-    "KV heads reversed": changed(k=lambda x: x.flip(1), v=lambda x: x.flip(1)),
     "first batch for all": changed(out=lambda x: x[:1].expand_as(x).clone()),
     "batch dropped": changed(out=lambda x: x[:1]),
     "head_dim rolled": changed(out=lambda x: x.roll(1, -1)),

@@ -83,6 +83,8 @@ class Hand:
         known = [m.diagnosis for m in self.mistakes(numbers) if m.name == key and agrees(value, m.wrong)]
         if slip := unit_slip(key, value, right):
             known.append(slip)
+        if isinstance(value, str) and not isinstance(right, str):
+            known = [f"{value!r} is text; write a number, without quotes."]
         if isinstance(right, list) and not known and isinstance(value, list) and len(value) != len(right):
             known = [f"You gave {len(value)} numbers. {self.look[key]}"]
         return f"`{key}`: " + (

@@ -98,7 +98,7 @@ class Build:
         for case, text in self.refusals:
             run = sandbox.run(function, self.arguments(case), {}, deadline)
             if run.error is None:
-                return text
+                return f"{text} Nothing was raised; stop with a ValueError."
             if not isinstance(run.error, ValueError):
                 return f"{run.trouble()}\nThat is the right moment to stop. Say why with a ValueError. {text}"
         for case in reversed(self.cases(1)):

@@ -13,7 +13,7 @@ from gqa_lab.checks import sandbox, traffic_of_kv
 from gqa_lab.checks.answers import Hand, Mistake, Prediction
 from gqa_lab.checks.cases import SIZES, Case, as_in_a_model, normal, qkv
 from gqa_lab.checks.functions import Build
-from gqa_lab.checks.head_maps import GOOD_TEST, cards, divided, divided_clamped, neighbours
+from gqa_lab.checks.head_maps import GOOD_TEST, cards, divided, divided_clamped, from_the_end, neighbours
 from gqa_lab.checks.wrong_attention import (
     attend,
     by_map,
@@ -31,6 +31,7 @@ TITLE = "05 grouped_query"
 CARDS = "You dealt KV heads out like cards. Neighbours share."
 DIVIDED = "You divided by the number of KV heads; divide by the group size."
 FROM_ONE = "Count from 0."
+BACKWARDS = "Group 0 comes first."
 
 
 # ---- 05.head_map: by hand ------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def _wrong_heads(numbers: dict) -> list[Mistake]:
         (from_one, FROM_ONE),
     ]
     return [Mistake(key, value, text) for values, text in wrong for key, value in values.items()] + [
-        Mistake("map", [last - j for j in right["map"]], "Group 0 comes first."),
+        Mistake("map", [last - j for j in right["map"]], BACKWARDS),
         Mistake("readers", _right_heads(one_less)["readers"], FROM_ONE),
     ]
 
@@ -144,11 +145,11 @@ EXPAND = Build(
     refusals=(
         (
             Case((normal((51,), 1, 2, 3, 4), 7), {"H": 7, "G": 2}),
-            "7 heads over 2 KV heads raised nothing: what should head 6 read? Stop with a ValueError.",
+            "7 heads over 2 KV heads: what should head 6 read?",
         ),
         (
             Case((normal((52,), 1, 4, 3, 4), 6), {"H": 6, "G": 4}),
-            "6 heads over 4 KV heads raised nothing: what should head 5 read? Stop with a ValueError.",
+            "6 heads over 4 KV heads: what should head 5 read?",
         ),
     ),
     mistakes=(
@@ -158,6 +159,7 @@ EXPAND = Build(
             CARDS + " The ONNX standard itself once did this (onnx#7274); it is right only at G = 1 and G = H.",
         ),
         Mistake("i // G", partial(by_map, divided), DIVIDED),
+        Mistake("groups reversed", partial(by_map, from_the_end), BACKWARDS),
         Mistake(
             "head 0 for all",
             partial(by_map, lambda i, h, g: 0),
@@ -233,6 +235,7 @@ _GROUPED_MISTAKES = (
         lambda q, k, v: attend(q, k.mean(1, keepdim=True), v.mean(1, keepdim=True)),
         "Every query head read the mean of all KV heads. Nothing is averaged: each head reads one of them.",
     ),
+    Mistake("groups reversed", partial(attend, keys=from_the_end, values=from_the_end), BACKWARDS),
     Mistake("i // G, clamped", partial(attend, keys=divided_clamped, values=divided_clamped), DIVIDED),
     Mistake(
         "(R, G) order",

@@ -26,6 +26,11 @@ def divided_clamped(i: int, n_heads: int, n_kv_heads: int) -> int:
     return min(i // n_kv_heads, n_kv_heads - 1)
 
 
+def from_the_end(i: int, n_heads: int, n_kv_heads: int) -> int:
+    """Wrong: neighbours share, but the last KV head comes first."""
+    return n_kv_heads - 1 - neighbours(i, n_heads, n_kv_heads)
+
+
 def head_map(rule: Callable, n_heads: int, n_kv_heads: int) -> list[int]:
     """Returns the KV head of each query head; raises IndexError where the rule leaves the KV heads."""
     kv_heads = [rule(i, n_heads, n_kv_heads) for i in range(n_heads)]
