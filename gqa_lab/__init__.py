@@ -15,9 +15,9 @@ Tensors are `[batch, heads, seq, head_dim]` everywhere, the cache included. Quer
 `i // R`. Multi-head attention is G = H and multi-query attention is G = 1: the two ends of one number, and
 nowhere a code path of their own.
 
-The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `traffic`, `recorded`, `smollm2`; `attention`,
-`plots`; `model`, `tokenizer`, `widgets`; `checkpoint`, `generate`; `listen`; `checks`. A module imports only from lower
-floors. Importing `gqa_lab` itself imports none of them.
+The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `traffic`, `recorded`, `smollm2`;
+`contract`, `plots`; `attention`; `model`, `tokenizer`, `widgets`; `checkpoint`, `generate`; `listen`; `checks`. A module
+imports only from lower floors. Importing `gqa_lab` itself imports none of them.
 """
 
 __version__ = "0.1.0"

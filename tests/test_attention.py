@@ -15,9 +15,9 @@ from gqa_lab.attention import (
     expanded_attention,
     grouped_attention,
     sdpa_attention,
-    visible,
 )
 from gqa_lab.cache import KVCache
+from gqa_lab.contract import visible
 from gqa_lab.traffic import TrafficMeter
 
 ATTENDS = [expanded_attention, grouped_attention, sdpa_attention]

@@ -8,7 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "gqa_lab"
 FLOORS = [
     {"config", "reference", "costs", "cache", "traffic", "recorded", "smollm2"},
-    {"attention", "plots"},
+    {"contract", "plots"},
+    {"attention"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "generate"},
     {"listen"},
