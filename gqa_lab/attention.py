@@ -204,13 +204,18 @@ class GroupedQueryAttention(nn.Module):
             attend: the attention to compute.
             window: passed on to `attend`.
         """
+        if cache is not None and cache.window not in (None, window):
+            raise ValueError(f"this cache keeps a window of {cache.window} tokens, but window is {window}")
+        q_len = x.shape[1]
         q = rotate(self.q_norm(self._heads(self.q_proj(x))))  # [B, H, T, D]
         k = rotate(self.k_norm(self._heads(self.k_proj(x))))  # [B, G, T, D]
         v = self._heads(self.v_proj(x))
         lengths = None
         if cache is not None:
             k, v = cache.append(k, v)  # [B, G, S, D]
-            lengths = cache.lengths if cache.is_ragged else None
+            lengths = cache.kv_lengths(q_len)
+            if cache.window is not None and q_len == 1:
+                window = None  # the ring holds what the window shows, in another order
         out = attend(q, k, v, lengths=lengths, window=window)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 

@@ -125,6 +125,7 @@ class Transformer(nn.Module):
                 config.head_dim,
                 dtype=self.dtype,
                 device=self.device,
+                window=config.sliding_window,
             )
             for _ in range(config.n_layers)
         ]

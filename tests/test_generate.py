@@ -11,14 +11,18 @@ from gqa_lab.model import Transformer
 PROMPTS = [[3, 1, 4], [9], [2, 6, 5, 3, 5]]
 
 
-@pytest.fixture(scope="module")
-def model():
+def new_model(**changes):
     torch.manual_seed(0)
-    config = ModelConfig(
+    config = dict(
         n_layers=2, d_model=24, n_heads=6, n_kv_heads=3, head_dim=4, d_ff=32, vocab_size=50, max_seq_len=32,
         rope_theta=1e4, norm_eps=1e-5,
     )  # fmt: skip
-    return Transformer(config).double().eval()
+    return Transformer(ModelConfig(**config | changes)).double().eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_model()
 
 
 @torch.no_grad()
@@ -34,6 +38,16 @@ def uncached(model, prompt, n):
 def test_a_batch_of_different_prompts_streams_what_recomputing_each_gives(model, attend):
     steps = list(generate(model, PROMPTS, max_new_tokens=6, attend=attend, prefill_attend=attend))
     assert [list(answer) for answer in zip(*steps, strict=True)] == [uncached(model, p, 6) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+@pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
+def test_a_window_streams_what_recomputing_gives_from_prompts_shorter_and_longer_than_it(window, attend):
+    model = new_model(sliding_window=window)
+    steps = list(generate(model, PROMPTS, max_new_tokens=8, attend=attend, prefill_attend=attend))
+    answers = [list(answer) for answer in zip(*steps, strict=True)]
+    assert answers == [uncached(model, p, 8) for p in PROMPTS]
+    assert answers != [uncached(new_model(), p, 8) for p in PROMPTS], "this window changes nothing: it tests nothing"
 
 
 def test_the_tests_model_does_not_answer_every_prompt_alike(model):

@@ -91,9 +91,10 @@ def test_prefill_chunks_and_steps_add_up_to_one_forward(changes, attend):
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("window", [None, 2, 4, 7])
 @torch.no_grad()
-def test_a_ragged_batch_computes_what_each_sequence_computes_alone():
-    model = tiny()
+def test_a_ragged_batch_computes_what_each_sequence_computes_alone(window):
+    model = tiny(sliding_window=window)
     prompts = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
     caches = model.new_caches(3, 8)
     for b, prompt in enumerate(prompts):
@@ -105,9 +106,10 @@ def test_a_ragged_batch_computes_what_each_sequence_computes_alone():
         torch.testing.assert_close(together[b : b + 1], alone, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("window", [None, 7, 30])
 @pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1])
-def test_allocated_caches_are_as_large_as_predicted(n_kv_heads):
-    model = tiny(n_kv_heads=n_kv_heads)
+def test_allocated_caches_are_as_large_as_predicted(n_kv_heads, window):
+    model = tiny(n_kv_heads=n_kv_heads, sliding_window=window)
     held = sum(cache.nbytes for cache in model.new_caches(3, 20))
     assert held == kv_cache_bytes(model.config, batch_size=3, kv_len=20, bytes_per_element=8)
 
@@ -192,3 +194,17 @@ def test_caches_that_a_failed_step_left_apart_are_refused_until_they_are_rewound
     for cache in caches:
         cache.rewind(1)
     torch.testing.assert_close(model(ids, caches)[:, -1], model(torch.tensor([[3, 3]]))[:, -1], atol=1e-10, rtol=0)
+
+
+def test_a_cache_with_another_window_than_the_models_is_refused():
+    caches = tiny(sliding_window=4).new_caches(1, 8)
+    with pytest.raises(ValueError, match="this cache keeps a window of 4 tokens, but window is None"):
+        tiny()(torch.tensor([[1, 2]]), caches)
+
+
+@torch.no_grad()
+def test_a_windowed_model_may_also_be_given_caches_that_keep_everything():
+    model, ids = tiny(sliding_window=3), torch.tensor([[3, 1, 4, 1, 5, 9, 2]])
+    caches = tiny().new_caches(1, 8)
+    parts = [model(ids[:, :5], caches), model(ids[:, 5:6], caches), model(ids[:, 6:], caches)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids), atol=1e-10, rtol=0)
