@@ -37,12 +37,12 @@ def expanded_attention(
     """
     check_attend(q, k, v, lengths, window)
     if _rows_differ(lengths):
-        return _split(expanded_attention, q, k, v, lengths, window, dim=0)
-    k, v, lengths = _valid(k, v, lengths)
+        return _by_sequence(expanded_attention, q, k, v, lengths, window)
+    k, v, lengths, window = _narrow(q.shape[2], k, v, lengths, window)
     group_size = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group_size, dim=1), v.repeat_interleave(group_size, dim=1)  # [B, H, S, D]
-    weights = _softmax(torch.einsum("bhtd,bhsd->bhts", q, k), q.shape[3], lengths, window)
-    return torch.einsum("bhts,bhsd->bhtd", weights.to(v.dtype), v)
+    scores = torch.einsum("bhtd,bhsd->bhts", q * q.shape[3] ** -0.5, k)
+    return torch.einsum("bhts,bhsd->bhtd", _softmax(scores, q.shape[2], lengths, window).to(v.dtype), v)
 
 
 def grouped_attention(
@@ -79,25 +79,21 @@ def grouped_attention(
     Source: Ainslie et al. 2023 (arXiv 2305.13245) section 2.2.
     """
     check_attend(q, k, v, lengths, window)
-    if _rows_differ(lengths) or _batched_product_copies(k) or _batched_product_copies(v):
-        return _split(grouped_attention, q, k, v, lengths, window, dim=0 if k.shape[0] > 1 else 1)
-    k, v, lengths = _valid(k, v, lengths)
-    grouped = q.unflatten(1, (k.shape[1], -1))  # [B, G, R, T, D]
-    scores = _grouped_scores(grouped, k)
-    weights = _softmax(scores.flatten(1, 2), q.shape[3], lengths, window).to(v.dtype)  # [B, H, T, S]
-    return _grouped_mix(weights.view(scores.shape), v).flatten(1, 2)
-
-
-def _grouped_scores(q: Float[Tensor, "B G R T D"], k: Float[Tensor, "B G S D"]) -> Float[Tensor, "B G R T S"]:
-    if k.shape[0] * k.shape[1] == 1:  # a plain matrix product takes k as it lies, a batched one may not
-        return (q.reshape(-1, k.shape[3]) @ k[0, 0].mT).view(*q.shape[:4], -1)
-    return torch.einsum("bgrtd,bgsd->bgrts", q, k)
-
-
-def _grouped_mix(weights: Float[Tensor, "B G R T S"], v: Float[Tensor, "B G S D"]) -> Float[Tensor, "B G R T D"]:
-    if v.shape[0] * v.shape[1] == 1:
-        return (weights.reshape(-1, v.shape[2]) @ v[0, 0]).view(*weights.shape[:4], -1)
-    return torch.einsum("bgrts,bgsd->bgrtd", weights, v)
+    if _rows_differ(lengths):
+        return _by_sequence(grouped_attention, q, k, v, lengths, window)
+    (batch_size, n_heads, q_len, head_dim), n_kv_heads = q.shape, k.shape[1]
+    k, v, lengths, window = _narrow(q_len, k, v, lengths, window)
+    rows = q.reshape(batch_size, n_kv_heads, n_heads // n_kv_heads * q_len, head_dim)  # (r, t) in one axis
+    if q_len == 1 and _fused_is_faster(rows, k):
+        return F.scaled_dot_product_attention(rows, k, v).reshape(q.shape)
+    rows = rows * head_dim**-0.5  # before the product, whose sums may be too large for 16 bits
+    times_k, times_v = (_by_head if _batched_product_copies(x) else torch.matmul for x in (k, v))
+    if q_len == 1:
+        weights = _softmax(times_k(k, rows.mT).mT, 1, lengths, window)  # [B, G, R, S]
+    else:
+        scores = times_k(rows, k.mT).view(batch_size, n_heads, q_len, -1)
+        weights = _softmax(scores, q_len, lengths, window).view(*rows.shape[:3], -1)  # [B, G, R * T, S]
+    return times_v(weights.to(v.dtype), v).view(q.shape)
 
 
 def sdpa_attention(
@@ -110,10 +106,10 @@ def sdpa_attention(
 ) -> Float[Tensor, "B H T D"]:
     """Returns attention by PyTorch's fused kernels, which never store the T x S weights.
 
-    A whole prompt (T = S) uses `is_causal` with `enable_gqa`. Everything else lays the R query heads of a group
-    out as extra query rows over one KV head, with a mask where one is needed: that way no backend repeats K or V,
-    as the MATH backend does for `enable_gqa`. `is_causal` is never used for T < S, where torch aligns it top-left
-    (pytorch#108108).
+    One token lays the R query heads of a group out as extra query rows over one KV head: that way no backend
+    repeats K or V, or reads them R times. Several tokens use `enable_gqa` on a CPU, and on a GPU for a whole
+    prompt; where a GPU needs a mask, its MATH backend would repeat K and V, so the rows are laid out there too.
+    `is_causal` is never used for T < S, where torch aligns it top-left (pytorch#108108).
 
     Args, Raises: as `grouped_attention`.
 
@@ -124,18 +120,21 @@ def sdpa_attention(
     """
     check_attend(q, k, v, lengths, window)
     if _rows_differ(lengths):
-        return _split(sdpa_attention, q, k, v, lengths, window, dim=0)
-    k, v, lengths = _valid(k, v, lengths)
-    (batch_size, n_heads, q_len, head_dim), (n_kv_heads, kv_len) = q.shape, k.shape[1:3]
-    group_size = n_heads // n_kv_heads
+        return _by_sequence(sdpa_attention, q, k, v, lengths, window)
+    (batch_size, n_heads, q_len, head_dim), n_kv_heads = q.shape, k.shape[1]
+    k, v, lengths, window = _narrow(q_len, k, v, lengths, window)
+    on_cpu, group_size, kv_len = q.device.type == "cpu", n_heads // n_kv_heads, k.shape[2]
     whole_prompt = q_len == kv_len > 1 and lengths is None and window is None
-    if whole_prompt and (group_size == 1 or q.device.type == "cpu" or q.element_size() == 2):
+    if whole_prompt and (group_size == 1 or on_cpu or q.element_size() == 2):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group_size > 1)
-    rows = q.reshape(batch_size, n_kv_heads, group_size * q_len, head_dim)
     mask = None
-    if q_len > 1 or lengths is not None or window is not None:
-        seen = visible(q_len, kv_len, lengths=lengths, window=window, device=q.device)  # [(B, 1,) T, S]
-        mask = seen.repeat(*(1,) * (seen.ndim - 2), group_size, 1)  # rows run (r, t), so the mask repeats over r
+    if q_len > 1 or lengths is not None:
+        mask = visible(q_len, kv_len, lengths=lengths, window=window, device=q.device)  # [(B, 1,) T, S]
+    if q_len > 1 and (group_size == 1 or on_cpu):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=group_size > 1)
+    rows = q.reshape(batch_size, n_kv_heads, group_size * q_len, head_dim)
+    if q_len > 1:
+        mask = mask.repeat(*(1,) * (mask.ndim - 2), group_size, 1)  # rows run (r, t), so the mask repeats over r
     return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).reshape(q.shape)
 
 
@@ -228,39 +227,57 @@ def _rows_differ(lengths: Tensor | None) -> bool:
     return lengths is not None and lengths.device.type == "cpu" and int(lengths.min()) != int(lengths.max())
 
 
-def _split(attend: Attend, q, k, v, lengths, window, *, dim: int) -> Tensor:
-    """Returns `attend` computed for each sequence (dim 0) or for each KV head with its query heads (dim 1)."""
-    n = k.shape[dim]
-    lengths = [lengths] * n if lengths is None or dim else lengths.chunk(n)
-    parts = zip(q.chunk(n, dim), k.chunk(n, dim), v.chunk(n, dim), lengths, strict=True)
-    return torch.cat([attend(q, k, v, lengths=part, window=window) for q, k, v, part in parts], dim)
+def _by_sequence(attend: Attend, q, k, v, lengths, window) -> Tensor:
+    """Returns `attend` computed for one sequence after the other."""
+    parts = zip(*(x.split(1) for x in (q, k, v, lengths)), strict=True)
+    return torch.cat([attend(q, k, v, lengths=length, window=window) for q, k, v, length in parts])
 
 
-def _valid(k: Tensor, v: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Slices K and V to their one common length on a CPU, where slicing is far cheaper than masking."""
-    if lengths is None or lengths.device.type != "cpu":
-        return k, v, lengths
-    return k[:, :, : lengths[0]], v[:, :, : lengths[0]], None
+def _narrow(q_len: int, k: Tensor, v: Tensor, lengths: Tensor | None, window: int | None):
+    """Slices K and V to the keys that some query sees, where the host knows them; what is left needs a mask.
+
+    A slice costs nothing. A mask over hidden keys reads them all.
+    """
+    if lengths is not None and lengths.device.type != "cpu":
+        return k, v, lengths, window
+    end = k.shape[2] if lengths is None else int(lengths[0])
+    first = 0 if window is None else max(0, end - q_len + 1 - window)
+    masks_nothing = window is None or window >= end - first
+    return k[:, :, first:end], v[:, :, first:end], None, None if masks_nothing else window
+
+
+def _fused_is_faster(rows: Float[Tensor, "B G R D"], k: Float[Tensor, "B G S D"]) -> bool:
+    """True where PyTorch's fused attention decodes faster than two matrix products: on a CPU in 16 bits.
+
+    Measured by benchmarks/cpu_decode.py; another CPU may order the forms differently. In float32 `k @ q` is
+    ahead. In 16 bits the products are slow except for one query row at a time over a long context.
+    """
+    if rows.device.type != "cpu" or rows.element_size() != 2:
+        return False
+    return rows.shape[2] > 1 or k.shape[2] < 1024
+
+
+def _by_head(x: Float[Tensor, "B G n m"], y: Float[Tensor, "B G m p"]) -> Float[Tensor, "B G n p"]:
+    """Returns `x @ y`, one plain product after the other: those never copy what they read."""
+    products = [x[b, g] @ y[b, g] for b in range(x.shape[0]) for g in range(x.shape[1])]
+    return torch.stack(products).unflatten(0, x.shape[:2])
 
 
 def _batched_product_copies(x: Tensor) -> bool:
     """True if one matrix product over all sequences and KV heads of `x` would first copy it.
 
     It does when batch and heads do not fold into one axis, and on a CPU in 16 bits whenever there are gaps between
-    the heads, as in the used part of a cache: 33 MB of keys and values take 12 ms that way instead of 2.
+    the heads, as in the used part of a cache.
     """
     batch_size, n_kv_heads = x.shape[:2]
-    if batch_size * n_kv_heads == 1:
-        return False
     folds = batch_size == 1 or n_kv_heads == 1 or x.stride(0) == n_kv_heads * x.stride(1)
     return not folds or (x.device.type == "cpu" and x.element_size() == 2 and not x.is_contiguous())
 
 
-def _softmax(scores: Float[Tensor, "B H T S"], head_dim: int, lengths, window) -> Float[Tensor, "B H T S"]:
-    """Returns the causal softmax of `scores / sqrt(head_dim)`, in float32 or better."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * head_dim**-0.5
-    q_len, kv_len = scores.shape[-2:]
-    if q_len > 1 or lengths is not None or window is not None:
-        seen = visible(q_len, kv_len, lengths=lengths, window=window, device=scores.device)
+def _softmax(scores: Float[Tensor, "B heads rows S"], q_len: int, lengths, window) -> Float[Tensor, "B heads rows S"]:
+    """Returns the causal softmax, in float32 or better; rows are queries, or (q_len 1) the heads of a group."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if q_len > 1 or lengths is not None:
+        seen = visible(q_len, scores.shape[-1], lengths=lengths, window=window, device=scores.device)
         scores = scores.masked_fill(~seen, float("-inf"))
     return scores.softmax(-1)

@@ -84,17 +84,46 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_plain_formula(
     assert (out - exact).abs().max() <= 2 * plain_error + torch.finfo(dtype).eps / 4
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_the_softmax_runs_in_float32_or_better(dtype):
-    assert _softmax(torch.zeros(1, 1, 1, 3, dtype=dtype), 4, None, None).dtype == torch.float32
-    assert _softmax(torch.zeros(1, 1, 1, 3, dtype=torch.float64), 4, None, None).dtype == torch.float64
+@attends
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (6, 3), (4, 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_long_context_in_16_bits_is_as_exact_as_the_plain_formula(attend, n_heads, n_kv_heads, dtype):
+    q, k, v = inputs(n_heads, n_kv_heads, 1, 1100, dtype=dtype, head_dim=16, scale=3.0)
+    exact = truth(q, k, v, None, None)
+    keys, values = (x.repeat_interleave(n_heads // n_kv_heads, dim=1) for x in (k, v))
+    plain_error = ((q @ keys.mT / 4).softmax(-1) @ values - exact).abs().max()
+    prefixes = (torch.cat([x, torch.full_like(x, 1e4)], 2)[:, :, :1100] for x in (k, v))
+    for keys_and_values in ((k, v), prefixes):
+        out = attend(q, *keys_and_values)
+        assert (out - exact).abs().max() <= 2 * plain_error + torch.finfo(dtype).eps / 4
 
 
 @attends
-@masks
+@sizes
+def test_scores_too_large_for_16_bits_are_no_trouble(attend, q_len, kv_len):
+    q, k, v = inputs(6, 3, q_len, kv_len, dtype=torch.float16, head_dim=64, scale=8_000.0)
+    assert (q.float() @ k.float().repeat_interleave(2, 1).mT).abs().max() > torch.finfo(torch.float16).max
+    assert attend(q, k, v).isfinite().all()
+
+
+@pytest.mark.parametrize("attend", [grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_a_window_reads_only_the_keys_it_shows(attend, q_len):
+    q, k, v = inputs(6, 3, q_len, 1000, head_dim=64)
+    with TrafficMeter() as meter:
+        attend(q, k, v, window=10)
+    assert meter.bytes_read < (k.nbytes + v.nbytes) / 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_softmax_runs_in_float32_or_better(dtype):
+    assert _softmax(torch.zeros(1, 1, 1, 3, dtype=dtype), 1, None, None).dtype == torch.float32
+    assert _softmax(torch.zeros(1, 1, 1, 3, dtype=torch.float64), 1, None, None).dtype == torch.float64
+
+
+@attends
+@pytest.mark.parametrize(("lengths", "window"), [m for m in MASKS if m[0]])
 def test_what_stands_beyond_the_lengths_never_matters(attend, lengths, window):
-    if lengths is None:
-        return
     q, k, v = inputs(6, 3, 1, 7)
     lengths = lengths_for(lengths, 1, 7)
     clean = attend(q, k, v, lengths=lengths, window=window)
@@ -109,7 +138,7 @@ def test_the_mask_of_an_accelerator_hides_what_the_slices_of_a_cpu_hide(attend, 
     lengths = lengths_for("ragged", 2, 7)
     sliced = attend(q, k, v, lengths=lengths, window=3)
     monkeypatch.setattr("gqa_lab.attention._rows_differ", lambda lengths: False)
-    monkeypatch.setattr("gqa_lab.attention._valid", lambda k, v, lengths: (k, v, lengths))
+    monkeypatch.setattr("gqa_lab.attention._narrow", lambda q_len, *rest: rest)
     torch.testing.assert_close(attend(q, k, v, lengths=lengths, window=3), sliced, atol=1e-12, rtol=0)
 
 
