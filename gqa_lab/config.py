@@ -1,5 +1,6 @@
 """`ModelConfig`: exactly what `gqa_lab.model.Transformer` can run."""
 
+import math
 from dataclasses import dataclass
 
 KINDS = ("mha", "gqa", "mqa")
@@ -16,8 +17,8 @@ def check_heads(n_heads: int, n_kv_heads: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if n_heads % n_kv_heads:
-        options = divisors(n_heads)
-        listed = ", ".join(map(str, options[:-1])) + f" or {options[-1]}" if len(options) > 1 else "1"
+        options = divisors(n_heads) if n_heads <= 4096 else [math.gcd(n_heads, n_kv_heads)]  # a file may say 2 ** 40
+        listed = " or ".join(filter(None, (", ".join(map(str, options[:-1])), str(options[-1]))))
         raise ValueError(f"n_heads ({n_heads}) must be a multiple of n_kv_heads ({n_kv_heads}); try {listed}")
 
 
@@ -86,8 +87,8 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: RoPE turns its numbers in pairs")
         for name in ("rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)!r}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be greater than 0 and finite, got {getattr(self, name)!r}")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}; None means no window")
         if self.rope_scaling is not None and len(self.rope_scaling) != self.head_dim // 2:
@@ -95,6 +96,9 @@ class ModelConfig:
                 f"rope_scaling has {len(self.rope_scaling)} numbers; it needs one per frequency, "
                 f"head_dim // 2 = {self.head_dim // 2}"
             )
+        for divisor in self.rope_scaling or ():
+            if not 0 < divisor < math.inf:
+                raise ValueError(f"every number of rope_scaling must be greater than 0 and finite, got {divisor!r}")
 
     @property
     def group_size(self) -> int:

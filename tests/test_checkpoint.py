@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from tokenizers import pre_tokenizers
 
 from gqa_lab.checkpoint import halves_from_pairs, load_pretrained
 
@@ -390,10 +391,53 @@ def test_a_pickle_is_not_a_gguf_file_and_nothing_in_it_runs(path):
         load(path)
 
 
-def test_a_folder_and_a_missing_path_and_an_integer_dtype_are_refused_with_a_remedy(tmp_path, path):
-    with pytest.raises(ValueError, match="this is a folder, not a file. Supported: a .gguf file"):
-        load(tmp_path)
+def test_a_missing_path_a_useless_dtype_and_an_absent_device_are_refused_with_a_remedy(path, shapes_unchecked):
     with pytest.raises(FileNotFoundError, match=r"tiny.gguf does not exist; smollm2_path\(\) brings a model"):
         load(path)
-    with pytest.raises(ValueError, match="floating-point type such as torch.float32, got torch.int8"):
-        load_pretrained(path, dtype=torch.int8)
+    write(path, SIZES, tensors())
+    for dtype in (torch.int8, torch.float8_e5m2, "float32", None):
+        with pytest.raises(ValueError, match=rf"floating-point type such as torch.float32 .*, got .*{dtype}"):
+            load_pretrained(path, dtype=dtype, device="cpu")
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device must be one of this machine, such as 'cpu', got '{device}'"):
+            load_pretrained(path, device=device)
+
+
+def test_a_claim_of_endless_positions_is_refused_before_their_tables_are_made(path):
+    with pytest.raises(ValueError, match="it claims 1048577 positions; at most 1048576 are supported"):
+        load(write(path, SIZES | {"llama.context_length": 2**20 + 1}, tensors()))
+
+
+def test_a_vocabulary_size_that_the_embeddings_contradict_is_refused(path):
+    with pytest.raises(ValueError, match="llama.vocab_size is 51, but token_embd.weight has 50 rows"):
+        load(write(path, SIZES | {"llama.vocab_size": 51}, tensors()))
+
+
+def test_billions_of_heads_that_do_not_divide_are_refused_at_once(path):
+    sizes = SIZES | {"llama.attention.head_count": 2**32 - 1, "llama.attention.head_count_kv": 2}
+    with pytest.raises(ValueError, match=r"n_heads \(4294967295\) must be a multiple of n_kv_heads \(2\); try 1"):
+        load(write(path, sizes, tensors()))
+
+
+def test_a_tokenizer_may_be_smaller_than_the_model_and_never_larger(path, monkeypatch):
+    monkeypatch.setitem(globals(), "VOCAB_SIZE", 300)
+    weights, letters = tensors(), sorted(pre_tokenizers.ByteLevel.alphabet())
+
+    def file(n_tokens, **ids):
+        parts = {
+            "model": "gpt2",
+            "pre": "smollm",
+            "tokens": [*letters, "he", *(f"<|{i}|>" for i in range(n_tokens - 257))],
+            "merges": ["h e"],
+            "token_type": [1] * n_tokens,
+        } | {f"{key}_token_id": i for key, i in ids.items()}
+        return write(path, SIZES | {f"tokenizer.ggml.{key}": value for key, value in parts.items()}, weights)
+
+    for n_tokens in (290, 300):
+        model, tokenizer = load(file(n_tokens, eos=n_tokens - 1))
+        assert (tokenizer.vocab_size, tokenizer.stop_ids) == (n_tokens, (n_tokens - 1,))
+    with pytest.warns(UserWarning, match="no tokenizer.*: it has 301 tokens, but the model knows 300"):
+        assert load(file(301))[1] is None
+    for key in ("bos", "eos", "eot"):
+        with pytest.warns(UserWarning, match=f"tokenizer.ggml.{key}_token_id is 290, but the vocabulary is 0 to 289"):
+            assert load(file(290, **{key: 290}))[1] is None

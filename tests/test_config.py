@@ -37,6 +37,10 @@ def test_a_config_takes_keywords_only():
         (dict(head_dim=5), r"head_dim \(5\) must be even"),
         (dict(n_layers=0), "n_layers must be a whole number"),
         (dict(rope_theta=0.0), "rope_theta must be greater than 0"),
+        (dict(rope_theta=float("inf")), "rope_theta must be greater than 0 and finite, got inf"),
+        (dict(norm_eps=float("nan")), "norm_eps must be greater than 0 and finite, got nan"),
+        (dict(rope_scaling=(1.0, 0.0)), "every number of rope_scaling must be greater than 0 and finite, got 0.0"),
+        (dict(n_heads=2**64, n_kv_heads=3 * 2**62), f"; try {2**62}$"),
         (dict(sliding_window=0), "sliding_window must be at least 1"),
         (
             dict(rope_scaling=(1.0,)),

@@ -8,8 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "gqa_lab"
 FLOORS = [
     {"config", "reference", "costs", "cache", "traffic", "recorded", "smollm2"},
-    {"contract", "plots"},
-    {"attention"},
+    {"contract", "gguf_file", "hf_config", "plots"},
+    {"attention", "hf_folder"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "generate"},
     {"listen"},
