@@ -1,6 +1,5 @@
 """`KVCache`: the keys and values that one layer keeps, in a buffer that is allocated once."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
@@ -61,7 +60,7 @@ class KVCache:
         self.v = torch.zeros_like(self.k)
         self.lengths = torch.zeros(batch_size, dtype=torch.int32, device=device)
         # Overflow and slices are decided on the host, so that no step waits for the device.
-        self._host_lengths = np.zeros(batch_size, dtype=np.int64)
+        self._host_lengths, self._rows = [0] * batch_size, range(batch_size)  # rows share the list
 
     @property
     def n_slots(self) -> int:
@@ -71,7 +70,7 @@ class KVCache:
     @property
     def host_lengths(self) -> list[int]:
         """The tokens each sequence has seen, known without asking the device."""
-        return self._host_lengths.tolist()
+        return [self._host_lengths[b] for b in self._rows]
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +89,7 @@ class KVCache:
         None if all are: an attention needs no `lengths` then.
         """
         most_past = self.n_slots - 1
-        if len(set(np.minimum(self._host_lengths - q_len, most_past).tolist())) == 1:
+        if len({min(length - q_len, most_past) for length in self.host_lengths}) == 1:
             return None
         return self.lengths if self.window is None else (self.lengths - q_len).clamp(max=most_past) + q_len
 
@@ -106,7 +105,8 @@ class KVCache:
         view = object.__new__(KVCache)
         view.max_seq_len, view.window = self.max_seq_len, self.window
         view.k, view.v = self.k[b : b + 1], self.v[b : b + 1]
-        view.lengths, view._host_lengths = self.lengths[b : b + 1], self._host_lengths[b : b + 1]
+        view.lengths = self.lengths[b : b + 1]
+        view._host_lengths, view._rows = self._host_lengths, self._rows[b : b + 1]
         return view
 
     def append(
@@ -129,13 +129,14 @@ class KVCache:
         """
         self._check(k, v)
         k, v = k.detach(), v.detach()  # a cache is memory, not a step to differentiate through
-        n_new, longest = k.shape[2], int(self._host_lengths.max()) + k.shape[2]
+        starts, n_new = self.host_lengths, k.shape[2]
+        longest = max(starts) + n_new
         wraps = longest > self.n_slots and n_new > 1
         if wraps:
-            attended = self._past_and_new(k, v)
-        self._store(k, v)
+            attended = self._past_and_new(k, v, starts)
+        self._store(k, v, starts)
         self.lengths += n_new
-        self._host_lengths += n_new
+        self._set_lengths([start + n_new for start in starts])
         return attended if wraps else (self.k[:, :, :longest], self.v[:, :, :longest])
 
     def rewind(self, length: int) -> None:
@@ -153,38 +154,43 @@ class KVCache:
                 "replaced the ones before; rewind(0) begins again"
             )
         self.lengths.fill_(length)
-        self._host_lengths.fill(length)
+        self._set_lengths([length] * len(self._rows))
 
-    def _store(self, k: Tensor, v: Tensor) -> None:
+    def _set_lengths(self, lengths: list[int]) -> None:
+        for b, length in zip(self._rows, lengths, strict=True):
+            self._host_lengths[b] = length
+
+    def _store(self, k: Tensor, v: Tensor, starts: list[int]) -> None:
         """Writes the new tokens, or as many of the last ones as there are slots, each to its slot."""
         n_kept = min(k.shape[2], self.n_slots)
         n_dropped = k.shape[2] - n_kept
-        k, v, starts = k[:, :, n_dropped:], v[:, :, n_dropped:], self._host_lengths + n_dropped
-        if (starts == starts[0]).all():
-            first = int(starts[0]) % self.n_slots
+        if n_dropped:
+            k, v = k[:, :, n_dropped:], v[:, :, n_dropped:]
+        if len(set(starts)) == 1:
+            first = (starts[0] + n_dropped) % self.n_slots
             n_behind = min(n_kept, self.n_slots - first)  # the others go on at slot 0
             for buffer, new in ((self.k, k), (self.v, v)):
-                buffer[:, :, first : first + n_behind].copy_(new[:, :, :n_behind])
+                buffer[:, :, first : first + n_behind] = new[:, :, :n_behind]
                 if n_behind < n_kept:
-                    buffer[:, :, : n_kept - n_behind].copy_(new[:, :, n_behind:])
+                    buffer[:, :, : n_kept - n_behind] = new[:, :, n_behind:]
         else:
             rows = torch.arange(k.shape[0], device=k.device)[:, None]
             slots = (self.lengths[:, None] + n_dropped + torch.arange(n_kept, device=k.device)) % self.n_slots
             self.k[rows, :, slots] = k.transpose(1, 2)
             self.v[rows, :, slots] = v.transpose(1, 2)
 
-    def _past_and_new(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _past_and_new(self, k: Tensor, v: Tensor, starts: list[int]) -> tuple[Tensor, Tensor]:
         """Returns the last `window - 1` tokens of each sequence in order, and the new ones behind them."""
-        n_past = np.minimum(self._host_lengths, self.n_slots - 1)
-        if not n_past.any():
+        n_past = [min(start, self.n_slots - 1) for start in starts]
+        if not any(n_past):
             return k, v
-        q_len, kv_len = k.shape[2], int(n_past.max()) + k.shape[2]
-        k_all, v_all = (x.new_zeros(*x.shape[:2], kv_len, x.shape[3]) for x in (k, v))
-        for b, (length, past) in enumerate(zip(self.host_lengths, n_past.tolist(), strict=True)):
-            slots = torch.arange(length - past, length, device=k.device) % self.n_slots
+        n_new = k.shape[2]
+        k_all, v_all = (x.new_zeros(*x.shape[:2], max(n_past) + n_new, x.shape[3]) for x in (k, v))
+        for b, (start, past) in enumerate(zip(starts, n_past, strict=True)):
+            slots = torch.arange(start - past, start, device=k.device) % self.n_slots
             for out, buffer, new in ((k_all, self.k, k), (v_all, self.v, v)):
                 out[b, :, :past] = buffer[b, :, slots]
-                out[b, :, past : past + q_len] = new[b]
+                out[b, :, past : past + n_new] = new[b]
         return k_all, v_all
 
     def _check(self, k: Tensor, v: Tensor) -> None:
@@ -203,7 +209,7 @@ class KVCache:
             raise ValueError(f"k has {k.shape[2]} new tokens and v has {v.shape[2]}; they must be the same")
         if k.shape[2] == 0:
             raise ValueError("k has no new tokens; append takes at least one")
-        longest = int(self._host_lengths.max())
+        longest = max(self.host_lengths)
         if longest + k.shape[2] > self.max_seq_len:
             raise ValueError(
                 f"{k.shape[2]} more tokens after {longest} make {longest + k.shape[2]}; this cache has "

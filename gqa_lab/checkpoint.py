@@ -145,4 +145,5 @@ def load_pretrained(
         model = Transformer(config)
     model.load_state_dict(weights, assign=True)
     model.init_rope()
+    model.lay_out_weights()
     return model.eval().requires_grad_(False), _tokenizer(path, file, config.vocab_size)

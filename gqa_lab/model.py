@@ -65,6 +65,15 @@ def rotary_tables(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def reads_faster_by_columns(weight: Float[Tensor, "rows columns"]) -> bool:
+    """True where one row times `weight.T` is faster if the weight's columns, not its rows, lie whole in memory.
+
+    On a CPU in float32, for a matrix with at least as many outputs as inputs: 22 instead of 11 GB/s for SmolLM2's
+    output matrix. In 16 bits columns are slower, float16 up to 50 times. Measured by benchmarks/cpu_weights.py.
+    """
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.shape[0] >= weight.shape[1]
+
+
 class Transformer(nn.Module):
     """A decoder that computes its attention with whatever `attend` it is given, over caches that it is given.
 
@@ -107,6 +116,20 @@ class Transformer(nn.Module):
         cos, sin = rotary_tables(self.config, dtype=self.dtype, device=self.device)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
+
+    def lay_out_weights(self) -> None:
+        """Stores every matrix in the order in which decoding reads it fastest here; no number and no shape changes."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear) or (module is self.embed_tokens and self.config.tie_embeddings):
+                weight = module.weight.data
+                by_columns = reads_faster_by_columns(weight)
+                module.weight.data = weight.mT.contiguous().mT if by_columns else weight.contiguous()
+
+    def _apply(self, fn, recurse=True):
+        """What `.to()`, `.half()`, `.cuda()` and the like go through: another dtype may like another order."""
+        super()._apply(fn, recurse)
+        self.lay_out_weights()
+        return self
 
     def new_caches(self, batch_size: int, max_seq_len: int) -> list[KVCache]:
         """Returns one empty cache per layer, in the dtype and on the device of the weights.

@@ -1,0 +1,104 @@
+"""Times SmolLM2 on this CPU, our `generate` and transformers' in turn, with the same weights.
+
+    python benchmarks/cpu_loop.py [pairs]
+
+Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json. Batch 1, greedy, eager, both in one
+process; a pair is one answer of each, prompt included, and the ratio is taken pair by pair. `check` says that both
+gave the same tokens (in 16 bits rounding may part them, which changes no work).
+"""
+
+import json
+import logging
+import statistics
+import sys
+import time
+
+import torch
+
+from gqa_lab.checkpoint import load_pretrained, smollm2_path
+from gqa_lab.generate import generate
+from gqa_lab.recorded import RESULTS, environment
+
+PROMPT = "Tell me a long story about a harbour, its master and his wooden box."
+N_NEW = 96
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def load_theirs(dtype: torch.dtype):
+    """Returns the same file as a model of transformers."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    path = smollm2_path()
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+    ).eval()
+
+
+def programs(dtype: torch.dtype) -> dict:
+    """Returns two functions that answer the prompt with `N_NEW` tokens."""
+    ours, tokenizer = load_pretrained(smollm2_path(), dtype=dtype, device="cpu")
+    theirs = load_theirs(dtype)
+    prompt = tokenizer.chat(PROMPT)
+    ids = torch.tensor([prompt])
+
+    def gqa_lab() -> list[int]:
+        return [token for [token] in generate(ours, [prompt], max_new_tokens=N_NEW)]
+
+    def transformers() -> list[int]:
+        out = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=N_NEW, min_new_tokens=N_NEW, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        return out[0, len(prompt) :].tolist()
+
+    return {"gqa_lab": gqa_lab, "transformers": transformers}
+
+
+@torch.no_grad()
+def measure(dtype: torch.dtype, n_pairs: int) -> dict:
+    """Returns tokens per second of both, the ratio pair by pair, and how many first tokens agree."""
+    both = programs(dtype)
+    answers = {name: answer() for name, answer in both.items()}  # the warm-up
+    same = [a == b for a, b in zip(*answers.values(), strict=True)]
+    times = {name: [] for name in both}
+    for i in range(n_pairs):
+        for name in list(both)[:: 1 if i % 2 else -1]:
+            start = time.perf_counter()
+            both[name]()
+            times[name].append(time.perf_counter() - start)
+    ratios = [b / a for a, b in zip(times["gqa_lab"], times["transformers"], strict=True)]
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "tokens_per_s": {name: round(N_NEW / statistics.median(t), 2) for name, t in times.items()},
+        "ratio_median": round(statistics.median(ratios), 3),
+        "ratio_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
+        "first_tokens_equal": (same + [False]).index(False),
+    }
+
+
+def main(n_pairs: int) -> None:
+    import transformers
+
+    made = environment()
+    made["versions"] += f", transformers {transformers.__version__}"
+    record = {"provenance": made, "n_new_tokens": N_NEW, "pairs": n_pairs, "results": []}
+    print(f"{'dtype':<10}{'gqa_lab':>10}{'transformers':>14}   tokens/s    ratio (min - max)   equal tokens")
+    for dtype in DTYPES:
+        row = measure(dtype, n_pairs)
+        record["results"].append(row)
+        ours, theirs = row["tokens_per_s"].values()
+        low, high = row["ratio_min_max"]
+        print(
+            f"{row['dtype']:<10}{ours:>10.1f}{theirs:>14.1f}{row['ratio_median']:>19.2f} ({low:.2f} - {high:.2f})"
+            f"{row['first_tokens_equal']:>12} of {N_NEW}",
+            flush=True,
+        )
+    (RESULTS / "cpu_loop.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
