@@ -17,7 +17,7 @@ nowhere a code path of their own.
 
 The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `traffic`, `recorded`, `smollm2`;
 `contract`, `gguf_file`, `hf_config`, `plots`; `attention`, `hf_folder`; `model`, `tokenizer`, `widgets`; `checkpoint`,
-`generate`; `listen`; `checks`. A module imports only from lower floors. Importing `gqa_lab` imports none of them.
+`convert`, `generate`; `listen`; `checks`. A module imports only from lower floors. Importing `gqa_lab` imports none of them.
 """
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ FLOORS = [
     {"contract", "gguf_file", "hf_config", "plots"},
     {"attention", "hf_folder"},
     {"model", "tokenizer", "widgets"},
-    {"checkpoint", "generate"},
+    {"checkpoint", "generate", "convert"},
     {"listen"},
     {"checks"},
 ]
