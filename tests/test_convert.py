@@ -74,8 +74,9 @@ def test_only_keys_and_values_change_and_the_old_model_is_left_alone():
     model = tiny(6)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     converted = convert_kv_heads(model, 2)
-    for parameter in converted.parameters():
-        parameter.data.zero_()
+    for changed in (converted, convert_kv_heads(model, 1, first_head), convert_kv_heads(model, 6)):
+        for parameter in changed.parameters():
+            parameter.data.zero_()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     converted = convert_kv_heads(model, 2).state_dict()
     changed = {name for name, weight in before.items() if not torch.equal(converted[name], weight)}
@@ -87,6 +88,7 @@ def test_dtype_device_mode_and_what_is_trained_carry_over():
     model.layers[0].mlp.requires_grad_(False)
     converted = convert_kv_heads(model, 3)
     assert converted.dtype == torch.float16 and converted.training
+    assert not convert_kv_heads(model.eval(), 3).training
     assert {n: p.requires_grad for n, p in converted.named_parameters()} == {
         n: p.requires_grad for n, p in model.named_parameters()
     }
