@@ -3,14 +3,16 @@
     python benchmarks/cpu_decode.py [rounds]
 
 Prints a table and one JSON line, and writes benchmarks/results/cpu_decode.json. B = 1, T = 1, H = 32, D = 128. In a
-round every form runs once on the same buffers, in changing order; the ratio to the best peer of that round is taken
-round by round. Buffers rotate, so that none is read from the cache of the CPU unless it fits by itself.
+round every form runs once, in changing order; ratios are taken round by round. Every run takes the next of several
+buffers, so that none finds its keys in the cache of the CPU.
 
 Peers: SDPA with `enable_gqa`; SDPA on packed rows (the query heads of a group as query rows of one KV head); SDPA after
 `repeat_interleave`.
 """
 
+import itertools
 import json
+import random
 import statistics
 import sys
 import time
@@ -54,18 +56,18 @@ def used_part(n_kv_heads: int, kv_len: int, dtype: torch.dtype) -> tuple[torch.T
 def measure(n_kv_heads: int, kv_len: int, dtype: torch.dtype, n_rounds: int) -> dict:
     """Returns the median time of every form and the ratio of ours to the best peer, round by round."""
     kv_bytes = 2 * n_kv_heads * kv_len * HEAD_DIM * dtype.itemsize
-    buffers = [used_part(n_kv_heads, kv_len, dtype) for _ in range(min(12, max(2, int(ROTATED_BYTES / kv_bytes))))]
+    buffers = [used_part(n_kv_heads, kv_len, dtype) for _ in range(min(31, max(2, int(ROTATED_BYTES / kv_bytes))))]
     q = torch.randn(1, N_HEADS, 1, HEAD_DIM).to(dtype)
     forms = {"gqa_lab": grouped_attention} | PEERS
     if n_kv_heads == N_HEADS:
         del forms["packed"], forms["expanded"]  # both are the same call as enable_gqa there
     times = {name: [] for name in forms}
-    names = list(forms)
+    next_buffers = itertools.cycle(buffers)
     for i in range(-1, n_rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in random.Random(i).sample(list(forms), len(forms)):
             if name == "expanded" and i >= 2:
                 continue  # far behind everywhere, and slow
-            k, v = buffers[i % len(buffers)]
+            k, v = next(next_buffers)
             start = time.perf_counter()
             forms[name](q, k, v)
             if i >= 0:

@@ -123,14 +123,14 @@ def sdpa_attention(
         return _by_sequence(sdpa_attention, q, k, v, lengths, window)
     (batch_size, n_heads, q_len, head_dim), n_kv_heads = q.shape, k.shape[1]
     k, v, lengths, window = _narrow(q_len, k, v, lengths, window)
-    on_cpu, group_size, kv_len = q.device.type == "cpu", n_heads // n_kv_heads, k.shape[2]
+    group_size, kv_len = n_heads // n_kv_heads, k.shape[2]
     whole_prompt = q_len == kv_len > 1 and lengths is None and window is None
-    if whole_prompt and (group_size == 1 or on_cpu or q.element_size() == 2):
+    if whole_prompt and (group_size == 1 or q.device.type == "cpu" or q.element_size() == 2):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group_size > 1)
     mask = None
     if q_len > 1 or lengths is not None:
         mask = visible(q_len, kv_len, lengths=lengths, window=window, device=q.device)  # [(B, 1,) T, S]
-    if q_len > 1 and (group_size == 1 or on_cpu):
+    if q_len > 1 and (group_size == 1 or not _gqa_with_a_mask_copies(q)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=group_size > 1)
     rows = q.reshape(batch_size, n_kv_heads, group_size * q_len, head_dim)
     if q_len > 1:
@@ -243,18 +243,24 @@ def _narrow(q_len: int, k: Tensor, v: Tensor, lengths: Tensor | None, window: in
     end = k.shape[2] if lengths is None else int(lengths[0])
     first = 0 if window is None else max(0, end - q_len + 1 - window)
     masks_nothing = window is None or window >= end - first
-    return k[:, :, first:end], v[:, :, first:end], None, None if masks_nothing else window
+    if end - first < k.shape[2]:
+        k, v = k[:, :, first:end], v[:, :, first:end]
+    return k, v, None, None if masks_nothing else window
 
 
 def _fused_is_faster(rows: Float[Tensor, "B G R D"], k: Float[Tensor, "B G S D"]) -> bool:
-    """True where PyTorch's fused attention decodes faster than two matrix products: on a CPU in 16 bits.
+    """True where PyTorch's fused attention decodes faster than two matrix products, on a CPU.
 
-    Measured by benchmarks/cpu_decode.py; another CPU may order the forms differently. In float32 `k @ q` is
-    ahead. In 16 bits the products are slow except for one query row at a time over a long context.
+    It does over a short context, where each call counts, and in 16 bits wherever it has several query rows at a
+    time. Measured by benchmarks/cpu_decode.py; another CPU may order the forms differently.
     """
-    if rows.device.type != "cpu" or rows.element_size() != 2:
-        return False
-    return rows.shape[2] > 1 or k.shape[2] < 1024
+    several_in_16_bits = rows.shape[2] > 1 and rows.element_size() == 2
+    return rows.device.type == "cpu" and (k.shape[2] < 1024 or several_in_16_bits)
+
+
+def _gqa_with_a_mask_copies(q: Tensor) -> bool:
+    """True where `enable_gqa` with a mask leaves only backends that repeat K and V: everywhere but on a CPU."""
+    return q.device.type != "cpu"
 
 
 def _by_head(x: Float[Tensor, "B G n m"], y: Float[Tensor, "B G m p"]) -> Float[Tensor, "B G n p"]:

@@ -86,8 +86,8 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_plain_formula(
 
 @attends
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (6, 3), (4, 1)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_long_context_in_16_bits_is_as_exact_as_the_plain_formula(attend, n_heads, n_kv_heads, dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_long_context_is_as_exact_as_the_plain_formula(attend, n_heads, n_kv_heads, dtype):
     q, k, v = inputs(n_heads, n_kv_heads, 1, 1100, dtype=dtype, head_dim=16, scale=3.0)
     exact = truth(q, k, v, None, None)
     keys, values = (x.repeat_interleave(n_heads // n_kv_heads, dim=1) for x in (k, v))
@@ -139,6 +139,7 @@ def test_the_mask_of_an_accelerator_hides_what_the_slices_of_a_cpu_hide(attend, 
     sliced = attend(q, k, v, lengths=lengths, window=3)
     monkeypatch.setattr("gqa_lab.attention._rows_differ", lambda lengths: False)
     monkeypatch.setattr("gqa_lab.attention._narrow", lambda q_len, *rest: rest)
+    monkeypatch.setattr("gqa_lab.attention._gqa_with_a_mask_copies", lambda q: True)
     torch.testing.assert_close(attend(q, k, v, lengths=lengths, window=3), sliced, atol=1e-12, rtol=0)
 
 
@@ -172,32 +173,20 @@ def copies_of_a_head(attend, q, k, v) -> list[str]:
 @pytest.mark.parametrize("attend", [grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("layout", ["[B, G, S, D]", "[B, S, G, D] transposed", "only v transposed", "a cache's prefix"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("q_len", [1, 3])
-def test_no_copy_of_k_or_v_is_ever_allocated(attend, layout, dtype, q_len):
-    q = torch.randn(2, 8, q_len, 256).to(dtype)  # few scores beside large heads, so that nothing else is as large
+@pytest.mark.parametrize(("q_len", "kv_len", "n_heads"), [(1, 600, 8), (1, 1200, 8), (1, 1200, 2), (3, 1200, 8)])
+def test_no_copy_of_k_or_v_is_ever_allocated(attend, layout, dtype, q_len, kv_len, n_heads):
+    q = torch.randn(2, n_heads, q_len, 256).to(dtype)  # few scores beside large heads, so that nothing else is as large
     if layout == "[B, G, S, D]":
-        k, v = torch.randn(2, 2, 2, 1000, 256).to(dtype)
+        k, v = torch.randn(2, 2, 2, kv_len, 256).to(dtype)
     elif layout == "a cache's prefix":
         cache = KVCache(2, 2, 1500, 256, dtype=dtype, device="cpu")
-        k, v = cache.append(*torch.randn(2, 2, 2, 1000, 256).to(dtype))
+        k, v = cache.append(*torch.randn(2, 2, 2, kv_len, 256).to(dtype))
     else:
-        k, v = torch.randn(2, 2, 1000, 2, 256).to(dtype).transpose(2, 3)
+        k, v = torch.randn(2, 2, kv_len, 2, 256).to(dtype).transpose(2, 3)
         k = k.contiguous() if layout == "only v transposed" else k
     assert copies_of_a_head(attend, q, k, v) == []
-    assert copies_of_a_head(expanded_attention, q, k, v)  # the measure can see a copy
-
-
-@pytest.mark.parametrize("q_len", [1, 3])
-def test_grouped_attention_reads_keys_and_values_once_and_expanded_2r_plus_1_times(q_len):
-    q, k, v = inputs(8, 2, q_len, 1000, batch_size=1, head_dim=64)
-    kv_bytes = k.nbytes + v.nbytes
-    with TrafficMeter() as grouped:
-        grouped_attention(q, k, v)
-    with TrafficMeter() as expanded:
-        expanded_attention(q, k, v)
-    extra = (expanded.bytes_read + expanded.bytes_written) - (grouped.bytes_read + grouped.bytes_written)
-    assert extra == (2 * 4 + 1 - 1) * kv_bytes
-    assert grouped.bytes_written < kv_bytes
+    if n_heads > 2:
+        assert copies_of_a_head(expanded_attention, q, k, v)  # the measure can see a copy
 
 
 BAD = [

@@ -121,16 +121,16 @@ def test_a_cache_writes_the_new_tokens_and_nothing_else(dtype):
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(8, 2), (8, 1), (6, 3), (6, 6)])
-@pytest.mark.parametrize("q_len", [1, 3])
-def test_expanded_attention_moves_2r_plus_1_times_the_bytes_of_k_and_v(n_heads, n_kv_heads, q_len):
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 50), (3, 50), (1, 1100)])
+def test_expanded_attention_moves_2r_plus_1_times_the_bytes_of_k_and_v(n_heads, n_kv_heads, q_len, kv_len):
     def kv_traffic(attend):
         """Bytes that grow with both S and D: those of K and V, but not scores, queries or outputs."""
         totals = [
             sum(traffic(lambda s=s, d=d: attend(torch.zeros(1, n_heads, q_len, d), *torch.zeros(2, 1, n_kv_heads, s, d))))
             - 2 * n_kv_heads * s * d * 4  # the zeros above are written under the meter
-            for s in (50, 100) for d in (4, 8)
+            for s in (kv_len, 2 * kv_len) for d in (4, 8)
         ]  # fmt: skip
-        return (totals[3] - totals[2] - totals[1] + totals[0]) / (2 * n_kv_heads * 50 * 4 * 4)
+        return (totals[3] - totals[2] - totals[1] + totals[0]) / (2 * n_kv_heads * kv_len * 4 * 4)
 
     group_size = n_heads // n_kv_heads
     assert kv_traffic(grouped_attention) == 1
