@@ -23,7 +23,7 @@ LLAMA3 = dict(
     rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=32,
 )  # fmt: skip
-WINDOW = 30  # shorter than a whole forward of 40 tokens, longer than an answer
+WINDOW = 9  # between the two prompts of an answer, and shorter than either with its answer
 
 
 def settings(family="llama", **changes):
@@ -77,16 +77,21 @@ def folder(written, tmp_path) -> Path:
 
 @torch.no_grad()
 def assert_computes_what_transformers_does(folder: Path):
-    """Logits of a whole forward to 2e-5 of the largest, and the same greedy answer over a cache."""
+    """Logits to 2e-5 of the largest, of a whole forward and over caches, and the same greedy answers."""
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ours, _ = load(folder)
     ids = torch.randint(50, (2, 40), generator=torch.Generator().manual_seed(1))
     expected = theirs(ids).logits
     assert (ours(ids) - expected).abs().max() <= 2e-5 * expected.abs().max()
-    prompt = ids[:1, :7]
-    answer = [row[0] for row in generate(ours, prompt.tolist(), max_new_tokens=16)]
-    known = theirs.generate(prompt, do_sample=False, max_new_tokens=16, pad_token_id=0)
-    assert answer == known[0, 7:].tolist() and len(set(answer)) > 1
+    caches = ours.new_caches(2, 40)
+    for start, end in ((0, 14), (14, 15), (15, 18), *((t, t + 1) for t in range(18, 40))):
+        cached = ours(ids[:, start:end], caches)
+        assert (cached - expected[:, start:end]).abs().max() <= 2e-5 * expected.abs().max()
+    prompts = [ids[0, :7].tolist(), ids[1, :16].tolist()]
+    steps = generate(ours, prompts, max_new_tokens=16)
+    for prompt, answer in zip(prompts, zip(*steps, strict=True), strict=True):
+        known = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=16, pad_token_id=0)
+        assert list(answer) == known[0, len(prompt) :].tolist() and len(set(answer)) > 1
     return ours
 
 
