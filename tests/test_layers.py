@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gqa_lab"
 FLOORS = [
     {"config", "reference", "costs", "cache", "traffic", "recorded", "smollm2"},
     {"contract", "gguf_file", "hf_config", "plots"},
-    {"attention", "hf_folder"},
+    {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "generate", "convert"},
     {"listen"},
