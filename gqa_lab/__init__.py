@@ -16,9 +16,9 @@ Tensors are `[batch, heads, seq, head_dim]` everywhere, the cache included. Quer
 nowhere a code path of their own.
 
 The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `traffic`, `recorded`, `smollm2`;
-`contract`, `gguf_file`, `hf_config`, `plots`; `attention`, `hf_folder`, `triton_decode`; `model`, `tokenizer`, `widgets`;
-`checkpoint`, `convert`, `generate`; `listen`; `checks`. A module imports only from lower floors. Importing `gqa_lab`
-itself imports none of them.
+`contract`, `gguf_file`, `hf_config`, `plots`; `attention`, `hf_folder`, `triton_decode`; `model`, `tokenizer`,
+`widgets`; `checkpoint`, `convert`, `generate`; `listen`; `checks`. A module imports only from lower floors. Importing
+`gqa_lab` itself imports none of them.
 """
 
 __version__ = "0.1.0"
