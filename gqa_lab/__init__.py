@@ -16,8 +16,8 @@ Tensors are `[batch, heads, seq, head_dim]` everywhere, the cache included. Quer
 nowhere a code path of their own.
 
 The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `traffic`, `recorded`, `smollm2`;
-`contract`, `plots`; `attention`; `model`, `tokenizer`, `widgets`; `checkpoint`, `generate`; `listen`; `checks`. A module
-imports only from lower floors. Importing `gqa_lab` itself imports none of them.
+`contract`, `plots`; `attention`, `triton_decode`; `model`, `tokenizer`, `widgets`; `checkpoint`, `generate`; `listen`;
+`checks`. A module imports only from lower floors. Importing `gqa_lab` itself imports none of them.
 """
 
 __version__ = "0.1.0"

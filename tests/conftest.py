@@ -3,9 +3,12 @@
 import os
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():  # here, because triton looks once, when it is first imported by anything
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 install_import_hook("gqa_lab", "beartype.beartype")
 
 

@@ -15,6 +15,8 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(gqa_lab.__path__, "gqa_la
 def test_the_examples_of(name):
     import torch
 
+    if name == "gqa_lab.triton_decode":
+        pytest.importorskip("triton", reason="triton has no build for this system")
     torch.manual_seed(0)
     result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch}, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gqa_lab"
 FLOORS = [
     {"config", "reference", "costs", "cache", "traffic", "recorded", "smollm2"},
     {"contract", "plots"},
-    {"attention"},
+    {"attention", "triton_decode"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "generate"},
     {"listen"},
