@@ -19,8 +19,8 @@ from torch import Tensor
 from gqa_lab.contract import check_attend
 
 # dtype: query heads and keys per tile, warps, stages. While one tile of K and V is worked on, `stages - 1` more are on
-# their way (64 KiB at D = 128), and two programs fit a multiprocessor; float32 needs more registers per number.
-LAUNCH = {torch.bfloat16: (64, 64, 4, 3), torch.float16: (64, 64, 4, 3), torch.float32: (32, 32, 4, 3)}
+# their way (64 KiB at D = 128), and two programs fit a multiprocessor; float32 fills the registers with fewer heads.
+LAUNCH = {torch.bfloat16: (64, 64, 4, 3), torch.float16: (64, 64, 4, 3), torch.float32: (16, 32, 4, 3)}
 SPLITS_PER_STEP = tl.constexpr(32)  # partial outputs that the second kernel takes at a time
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: Python and NumPy play the kernels
 

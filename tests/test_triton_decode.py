@@ -155,10 +155,9 @@ def test_in_16_bits_it_errs_at_most_twice_as_much_as_the_plain_formula(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
 @pytest.mark.parametrize("group_size", [1, 3, 4, 7, 8, 16, 33, 64, 71, 128])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("head_dim", "scale"), [(64, 3.0), (128, 1.0)])
 @pytest.mark.parametrize(
     ("kv_len", "layout", "lengths", "window", "n_splits"),
     [
@@ -199,8 +198,10 @@ def test_the_number_of_splits_may_exceed_what_the_second_kernel_takes_at_a_time(
     q, k, v = inputs(1, 3, 70, 64, batch_size=2)
     for n_splits in (32, 33, 70):
         torch.testing.assert_close(decode(q, k, v, n_splits=n_splits), truth(q, k, v), atol=5e-6, rtol=0)
-    q, k, v = inputs(1, 1, 40 * 32 + 1, 64, batch_size=1)  # and all of them may have keys
-    torch.testing.assert_close(decode(q, k, v, n_splits=41), truth(q, k, v), atol=5e-6, rtol=0)
+    for largest in (slice(0, 40), slice(-40, None)):  # and all of them may have keys, the best ones first or last
+        q, k, v = inputs(1, 1, 40 * 32 + 1, 64, batch_size=1)
+        k[:, :, largest] *= 3
+        torch.testing.assert_close(decode(q, k, v, n_splits=41), truth(q, k, v), atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("n_splits", [1, 3])
@@ -221,6 +222,25 @@ def test_lengths_may_be_a_view_too():
     torch.testing.assert_close(out.double().cpu(), exact, atol=5e-6, rtol=0)
     out = triton_decode_attention(q, k, v, lengths=on_device([9, 0, 20, 0, 40, 0])[::2])
     torch.testing.assert_close(out.double().cpu(), truth(q, k, v, [9, 20, 40]), atol=5e-6, rtol=0)
+
+
+def test_the_splits_share_only_the_keys_that_a_window_leaves(monkeypatch):
+    from gqa_lab import triton_decode
+
+    class Recorder:
+        def __getitem__(self, grid):
+            def launch(partial, lse, *args, **kwargs):
+                assert partial.dtype == lse.dtype == torch.float32  # whatever the dtype of q
+                seen.append(lse.isfinite().sum(-1).cpu())
+                return combine[grid](partial, lse, *args, **kwargs)
+
+            return launch
+
+    combine, seen = triton_decode._combine_splits, []
+    monkeypatch.setattr(triton_decode, "_combine_splits", Recorder())
+    q, k, v = inputs(2, 3, 500, 64, FP16)
+    decode(q, k, v, lengths=[500, 300, 130], window=128, n_splits=2)
+    assert (seen[0] == 2).all()  # 128 keys are two tiles, wherever they stand
 
 
 def test_without_a_number_of_splits_one_is_chosen_and_any_gives_the_same(monkeypatch):
@@ -247,16 +267,16 @@ def test_permuting_heads_inside_a_group_permutes_the_output():
 
 @pytest.mark.parametrize("long", ["batch", "head", "key"])
 def test_a_cache_may_hold_more_than_2_to_the_31_numbers(long):
-    q, k, v = inputs(2, 3, 130, 64, FP16, batch_size=2)
+    q, k, v = inputs(3, 2, 130, 64, FP16, batch_size=3)
     plain_out = triton_decode_attention(q, k, v)
     try:  # of these 4.6 GB only what is touched becomes memory, on a CPU
         buffer = torch.empty(2**31 + 2**27, dtype=FP16, device=DEVICE)
     except RuntimeError as error:
         pytest.skip(f"no room: {error}")
     strides = {
-        "batch": (2**31 + 128, 130 * 64, 64, 1),
-        "head": (130 * 64, 2**31 + 128, 64, 1),
-        "key": (128, 64, 2**24 + 256, 1),
+        "batch": (2**30 + 128, 130 * 64, 64, 1),  # each stride fits 32 bits, and twice it does not
+        "head": (130 * 64, 2**30 + 128, 64, 1),
+        "key": (3 * 64, 64, 2**24 + 1024, 1),
     }[long]
     k = buffer.as_strided(k.shape, strides).copy_(k)
     v = buffer.as_strided(v.shape, strides, 2**16).copy_(v)
