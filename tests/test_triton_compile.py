@@ -21,11 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED, SHARED_PER_PROGRAM, SHARED_RESERVED, REGISTERS = 233_472, 232_448, 1024, 65_536
 
 # (dtype, group_size, head_dim): from one tile of 16 heads to several of the largest.
-<<<<<<< HEAD
-USED = [("bfloat16", 4, 128), ("float16", 8, 64), ("bfloat16", 128, 128), ("float32", 4, 128), ("float32", 128, 128)]
-=======
 USED = [("bfloat16", 4, 128), ("float16", 8, 64), ("bfloat16", 128, 128), ("float32", 4, 128), ("float32", 71, 128)]
->>>>>>> triton
 OTHERS = [
     (dtype, group_size, head_dim)
     for dtype in ("bfloat16", "float16", "float32")
