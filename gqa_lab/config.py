@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-KINDS = ("mha", "gqa", "mqa")
-
 
 def divisors(n: int) -> list[int]:
     """Returns the divisors of `n` in ascending order: the values that `n_kv_heads` may take for `n` heads."""
@@ -87,10 +85,16 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: RoPE turns its numbers in pairs")
         for name in ("rope_theta", "norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be greater than 0 and finite, got {getattr(self, name)!r}")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}; None means no window")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number greater than 0 and finite, got {value!r}")
+        for name in ("tie_embeddings", "attention_bias", "qk_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.sliding_window is not None and (type(self.sliding_window) is not int or self.sliding_window < 1):
+            raise ValueError(
+                f"sliding_window must be a whole number of at least 1, got {self.sliding_window!r}; None means none"
+            )
         if self.rope_scaling is not None and len(self.rope_scaling) != self.head_dim // 2:
             raise ValueError(
                 f"rope_scaling has {len(self.rope_scaling)} numbers; it needs one per frequency, "

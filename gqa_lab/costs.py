@@ -114,19 +114,25 @@ def kv_cache_bytes(shape: Shape, *, batch_size: int, kv_len: int, bytes_per_elem
     Source: for these two numbers, DeepSeek-AI 2025 (arXiv 2505.09343) Table 1, which lists 70.272 KB for
         DeepSeek-V3 and 327.680 KB for Qwen2.5-72B, a model with the KV heads, layers and head_dim of LLaMA 2 70B.
     """
+    _check_shape(shape)
     for name, value in (
         ("batch_size", batch_size),
         ("kv_len", kv_len),
         ("bytes_per_element", bytes_per_element),
     ):
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
     window = shape.sliding_window
     full_layers = getattr(shape, "n_full_attention_layers", None)
     if full_layers is None:
         full_layers = 0 if window else shape.n_layers
     kept = full_layers * kv_len + (shape.n_layers - full_layers) * min(kv_len, window or kv_len)
     return batch_size * kept * _kv_elements(shape) * bytes_per_element
+
+
+def _check_shape(shape: Shape) -> None:
+    if not isinstance(shape, Shape):
+        raise ValueError(f"shape is {shape!r}; take a ModelConfig or one of SHAPES, such as SHAPES['llama-2-70b']")
 
 
 def n_parameters(shape: Shape) -> int:

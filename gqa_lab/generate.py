@@ -1,6 +1,7 @@
 """The whole story of inference in three short functions: `prefill`, `decode_step`, `generate`."""
 
 from collections.abc import Callable, Collection, Iterator
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +41,12 @@ def decode_step(
     """Returns the logits of the next token of every sequence, after reading one more.
 
     One token reads every weight and the whole cache: this part is limited by memory.
+
+    Raises:
+        ValueError: for more than one new token per sequence; `prefill` reads several.
     """
+    if ids.ndim != 2 or ids.shape[1] != 1:
+        raise ValueError(f"ids has shape {list(ids.shape)}; a decode step takes [batch, 1], prefill takes several")
     return model(ids, caches, attend=attend)[:, 0]
 
 
@@ -61,14 +67,18 @@ def random_sampler(temperature: float, *, top_p: float = 1.0, seed: int = 0) -> 
     Raises:
         ValueError: for a temperature or top_p outside its range.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be greater than 0, got {temperature}; use greedy for the likeliest token")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"temperature must be greater than 0 and finite, got {temperature}; use greedy for the likeliest token"
+        )
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}")
     generator = torch.Generator().manual_seed(seed)
 
     def sample(logits: Tensor) -> Tensor:
         probabilities = (logits.float().cpu() / temperature).softmax(-1)
+        if top_p == 1:
+            return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
         ordered, order = probabilities.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # the mass of all likelier tokens
         drawn = torch.multinomial(ordered.masked_fill(before >= top_p, 0.0), 1, generator=generator)
@@ -108,7 +118,7 @@ def generate(
         >>> answers = generate(model, [[1, 2, 3], [4]], max_new_tokens=8)  # doctest: +SKIP
         >>> for first, second in answers: ...                              # doctest: +SKIP
     """
-    _check_request(model, prompts, max_new_tokens)
+    _check_request(model, prompts, max_new_tokens, stop)
     longest = max(map(len, prompts)) + max_new_tokens - 1  # the last new token is never read back
     caches = model.new_caches(len(prompts), longest)
     return _stream(model, prompts, caches, max_new_tokens, attend, prefill_attend, step, sampler, frozenset(stop))
@@ -119,6 +129,8 @@ def _stream(model, prompts, caches, max_new_tokens, attend, prefill_attend, step
     finished = [False] * len(prompts)
     for n_new in range(1, max_new_tokens + 1):
         ids = sampler(logits)
+        if not isinstance(ids, Tensor) or ids.shape != logits.shape[:1] or ids.is_floating_point():
+            raise ValueError(f"sampler returned {ids!r}; it must return a tensor of {len(prompts)} token ids")
         tokens = ids.tolist()
         finished = [done or token in stop for done, token in zip(finished, tokens, strict=True)]
         if all(finished):
@@ -139,18 +151,20 @@ def _prefill_prompts(model, prompts, caches, attend) -> Float[Tensor, "B vocab"]
     return torch.cat(rows)
 
 
-def _check_request(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> None:
-    if not prompts or any(isinstance(p, int) for p in prompts):
+def _check_request(model: Transformer, prompts: list[list[int]], max_new_tokens: int, stop: Collection[int]) -> None:
+    if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(p, list | tuple) for p in prompts):
         raise ValueError("prompts must be a list of prompts, each a list of token ids; for one prompt write [ids]")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+    if not isinstance(stop, list | tuple | set | frozenset) or not all(isinstance(i, Integral) for i in stop):
+        raise ValueError(f"stop must be a list of token ids such as tokenizer.stop_ids, got {stop!r}")
     vocab_size, max_seq_len = model.config.vocab_size, model.config.max_seq_len
     for b, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {b} is empty; it needs at least one token")
-        unknown = [i for i in prompt if not 0 <= i < vocab_size]
+        unknown = [i for i in prompt if not isinstance(i, Integral) or not 0 <= i < vocab_size]
         if unknown:
-            raise ValueError(f"prompt {b} holds token id {unknown[0]}; this model knows 0 to {vocab_size - 1}")
+            raise ValueError(f"prompt {b} holds token id {unknown[0]!r}; this model knows 0 to {vocab_size - 1}")
         if len(prompt) + max_new_tokens - 1 > max_seq_len:
             raise ValueError(
                 f"prompt {b} has {len(prompt)} tokens; with {max_new_tokens} new ones that exceeds the model's "

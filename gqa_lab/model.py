@@ -199,9 +199,9 @@ class Transformer(nn.Module):
     def _rope(self, token_ids: Tensor, caches: list[KVCache] | None) -> tuple[Tensor, Tensor]:
         """Returns cosine and sine for the new tokens: `[T, D]`, or `[B, 1, T, D]` where their positions differ."""
         q_len = token_ids.shape[1]
-        starts = [0] if caches is None else caches[0].host_lengths
         if caches is not None and len(caches) != self.config.n_layers:
             raise ValueError(f"caches has {len(caches)} entries; this model has {self.config.n_layers} layers")
+        starts = [0] if caches is None else caches[0].host_lengths
         if caches is not None and any(cache.host_lengths != starts for cache in caches):
             raise ValueError("the caches hold different numbers of tokens (after a failed step?); rewind() them all")
         if max(starts) + q_len > self.config.max_seq_len:

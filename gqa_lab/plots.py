@@ -124,6 +124,9 @@ def bytes_per_token(shape: Shape, *, bytes_per_element: int = 2) -> Axes:
     Args:
         shape: a model; its own `n_kv_heads` is the one marked.
         bytes_per_element: 2 for float16 and bfloat16.
+
+    Raises:
+        ValueError: for a model whose cache does not depend on `n_kv_heads` (MLA).
     """
     axes = new_axes(height=3.2)
     options = divisors(shape.n_heads)
@@ -166,6 +169,8 @@ def bytes_per_token_text(shape: Shape, *, bytes_per_element: int = 2) -> str:
 
 
 def _token_bytes(shape: Shape, n_kv_heads: int, bytes_per_element: int) -> int:
+    if shape.kind == "mla":
+        raise ValueError(f"{shape.name} keeps one latent vector per token (MLA), whatever n_kv_heads would be")
     changed = replace(shape, n_kv_heads=n_kv_heads)
     return kv_cache_bytes(changed, batch_size=1, kv_len=1, bytes_per_element=bytes_per_element)
 

@@ -87,5 +87,18 @@ def test_what_is_not_known_is_said():
 
 
 def test_negative_sizes_are_refused():
-    with pytest.raises(ValueError, match="kv_len must not be negative, got -1"):
+    with pytest.raises(ValueError, match="kv_len must be a whole number of at least 0, got -1"):
         kv_cache_bytes(SHAPES["llama-2-7b"], batch_size=1, kv_len=-1, bytes_per_element=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "message"),
+    [
+        ("llama-2-70b", {}, r"shape is 'llama-2-70b'; take a ModelConfig or one of SHAPES"),
+        (SHAPES["llama-2-70b"], {"kv_len": 1.5}, "kv_len must be a whole number of at least 0, got 1.5"),
+        (SHAPES["llama-2-70b"], {"batch_size": True}, "batch_size must be a whole number of at least 0, got True"),
+    ],
+)
+def test_what_is_no_model_or_no_number_is_refused(shape, change, message, shapes_unchecked):
+    with pytest.raises(ValueError, match=message):
+        kv_cache_bytes(shape, **dict(batch_size=1, kv_len=1, bytes_per_element=2) | change)

@@ -111,12 +111,37 @@ def test_all_positions_of_the_model_can_be_used(model):
             14,
             "prompt 0 has 20 tokens; with 14 new ones that exceeds the model's 32 positions: at most 13",
         ),
-        ([[1]], 0, "max_new_tokens must be at least 1, got 0"),
+        ([[1]], 0, "max_new_tokens must be a whole number of at least 1, got 0"),
+        ([[1]], 2.5, "max_new_tokens must be a whole number of at least 1, got 2.5"),
+        ([[1.0]], 4, "prompt 0 holds token id 1.0; this model knows 0 to 49"),
+        ([[-1]], 4, "prompt 0 holds token id -1"),
+        ("hello", 4, "prompts must be a list of prompts"),
+        (["hello"], 4, "prompts must be a list of prompts"),
+        (torch.tensor([[1, 2]]), 4, "prompts must be a list of prompts"),
+        (None, 4, "prompts must be a list of prompts"),
     ],
+    ids=str,
 )
 def test_an_impossible_request_is_refused_at_the_call(model, prompts, n, message, shapes_unchecked):
     with pytest.raises(ValueError, match=message):
         generate(model, prompts, max_new_tokens=n)
+
+
+@pytest.mark.parametrize("stop", [2, "end", torch.tensor([2]), [2.0], None])
+def test_a_stop_that_could_never_stop_is_refused(model, stop, shapes_unchecked):
+    with pytest.raises(ValueError, match=r"stop must be a list of token ids such as tokenizer.stop_ids, got"):
+        generate(model, [[1]], max_new_tokens=4, stop=stop)
+
+
+@pytest.mark.parametrize("sampler", [lambda x: x.argmax(-1, keepdim=True), lambda x: 3, lambda x: x[:, 0], lambda x: x])
+def test_a_sampler_that_returns_no_ids_is_named(model, sampler):
+    with pytest.raises(ValueError, match=r"sampler returned [\s\S]*; it must return a tensor of 3 token ids"):
+        list(generate(model, PROMPTS, max_new_tokens=4, sampler=sampler))
+
+
+def test_a_decode_step_takes_one_token_per_sequence(model, shapes_unchecked):
+    with pytest.raises(ValueError, match=r"ids has shape \[1, 2\]; a decode step takes \[batch, 1\]"):
+        decode_step(model, torch.tensor([[1, 2]]), model.new_caches(1, 8))
 
 
 def test_greedy_takes_the_likeliest():
@@ -139,7 +164,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it_and_a_low_temperature_the_f
     assert set(random_sampler(0.01)(logits).tolist()) == {1}
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0, 1), (-1, 1), (1, 0), (1, 1.5)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0, 1), (-1, 1), (float("inf"), 1), (1, 0), (1, 1.5)])
 def test_a_sampler_outside_its_range_is_refused(temperature, top_p, shapes_unchecked):
     with pytest.raises(ValueError, match="temperature must be|top_p must be"):
         random_sampler(temperature, top_p=top_p)

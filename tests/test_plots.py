@@ -37,6 +37,11 @@ def test_kinds_differ_in_marker_and_line_as_well_as_in_colour():
         assert len({style[key] for style in plots.STYLE.values()}) == 3
 
 
+def test_a_cache_that_does_not_depend_on_kv_heads_has_no_such_bars():
+    with pytest.raises(ValueError, match="keeps one latent vector per token"):
+        plots.bytes_per_token(SHAPES["deepseek-v3"])
+
+
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="try 1, 2, 3 or 6"):
         plots.head_map(6, 4)
