@@ -31,7 +31,7 @@ def prefill(
         caches: one per layer; they hold the prompt afterwards.
     """
     hidden = model.hidden(prompt_ids, caches, attend=attend)
-    return model.logits(hidden[:, -1:])[:, 0]  # nobody reads the logits inside the prompt
+    return model.logits(hidden[:, -1])  # nobody reads the logits inside the prompt
 
 
 @torch.no_grad()

@@ -191,7 +191,7 @@ class Transformer(nn.Module):
             x = layer(x, cache, rotate=rotate, attend=attend, window=self.config.sliding_window)
         return self.norm(x)
 
-    def logits(self, hidden: Float[Tensor, "B T C"]) -> Float[Tensor, "B T vocab"]:
+    def logits(self, hidden: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens vocab"]:
         """Returns the scores of every word of the vocabulary."""
         head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
         return F.linear(hidden, head.weight)

@@ -191,11 +191,9 @@ def test_the_prompt_goes_through_prefill_attend_and_each_later_token_through_att
 def test_prefill_computes_the_logits_of_one_position_only(model, monkeypatch):
     widths = []
     logits = type(model).logits
-    monkeypatch.setattr(
-        type(model), "logits", lambda self, hidden: widths.append(hidden.shape[1]) or logits(self, hidden)
-    )
+    monkeypatch.setattr(type(model), "logits", lambda self, hidden: widths.append(hidden.shape) or logits(self, hidden))
     prefill(model, torch.tensor([[3, 1, 4, 1, 5]]), model.new_caches(1, 8))
-    assert widths == [1]
+    assert widths == [(1, model.config.d_model)]
 
 
 def test_inference_builds_no_graph(model):
