@@ -125,6 +125,8 @@ def load_pretrained(
         >>> model.config.n_heads, model.config.n_kv_heads       # doctest: +SKIP
         (9, 3)
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path must be a string or a Path, got {path!r}")
     path = Path(path)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be a floating-point type such as torch.float32 or torch.bfloat16, got {dtype!r}")

@@ -180,6 +180,7 @@ class Transformer(nn.Module):
         attend: Attend = sdpa_attention,
     ) -> Float[Tensor, "B T C"]:
         """Returns what the last layer makes of each new token; `logits` turns it into a prediction."""
+        self._check_ids(token_ids)
         cos, sin = self._rope(token_ids, caches)
 
         def rotate(x: Float[Tensor, "B heads T D"]) -> Float[Tensor, "B heads T D"]:
@@ -195,6 +196,21 @@ class Transformer(nn.Module):
         """Returns the scores of every word of the vocabulary."""
         head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
         return F.linear(hidden, head.weight)
+
+    def _check_ids(self, token_ids: Tensor) -> None:
+        if (
+            not isinstance(token_ids, Tensor)
+            or token_ids.ndim != 2
+            or token_ids.dtype not in (torch.int64, torch.int32)
+        ):
+            found = f"{token_ids.dtype} {list(token_ids.shape)}" if isinstance(token_ids, Tensor) else repr(token_ids)
+            raise ValueError(f"token_ids must be an integer tensor [batch, tokens], got {found}")
+        if token_ids.device.type == "cpu":  # on an accelerator a look at the values would wait for all its work
+            low, high = token_ids.aminmax()
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"token_ids hold {int(low)} to {int(high)}; this model knows 0 to {self.config.vocab_size - 1}"
+                )
 
     def _rope(self, token_ids: Tensor, caches: list[KVCache] | None) -> tuple[Tensor, Tensor]:
         """Returns cosine and sine for the new tokens: `[T, D]`, or `[B, 1, T, D]` where their positions differ."""

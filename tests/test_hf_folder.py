@@ -517,3 +517,9 @@ def test_a_folder_without_a_tokenizer_gives_none_in_silence(folder, recwarn):
     with pytest.warns(UserWarning, match="tokenizer.model is not supported") as warned:
         assert load(folder)[1] is None
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("path", [None, b"model", 3])
+def test_a_path_of_another_type_is_refused(path, shapes_unchecked):
+    with pytest.raises(ValueError, match="path must be a string or a Path, got"):
+        load_pretrained(path)

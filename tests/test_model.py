@@ -208,3 +208,37 @@ def test_a_windowed_model_may_also_be_given_caches_that_keep_everything():
     caches = tiny().new_caches(1, 8)
     parts = [model(ids[:, :5], caches), model(ids[:, 5:6], caches), model(ids[:, 6:], caches)]
     torch.testing.assert_close(torch.cat(parts, 1), model(ids), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "message"),
+    [
+        (torch.tensor([1]), r"token_ids must be an integer tensor \[batch, tokens\], got torch.int64 \[1\]"),
+        (torch.tensor([[1.0]]), r"got torch.float32 \[1, 1\]"),
+        ([[1]], r"token_ids must be an integer tensor \[batch, tokens\], got \[\[1\]\]"),
+        (torch.tensor([[1, 50]]), "token_ids hold 1 to 50; this model knows 0 to 49"),
+        (torch.tensor([[-1, 3]]), "token_ids hold -1 to 3"),
+    ],
+    ids=str,
+)
+def test_ids_that_no_vocabulary_has_are_refused(token_ids, message, shapes_unchecked):
+    with pytest.raises(ValueError, match=message):
+        tiny()(token_ids)
+
+
+def test_no_caches_are_not_the_right_number_of_caches():
+    with pytest.raises(ValueError, match="caches has 0 entries; this model has 2 layers"):
+        tiny()(torch.tensor([[1]]), [])
+
+
+def test_the_layout_of_weights_changes_no_number_and_follows_the_dtype():
+    model, ids = tiny(tie_embeddings=True).float(), torch.tensor([[3, 1, 4]])
+    head, gate, down = model.embed_tokens.weight, model.layers[0].mlp.gate_proj.weight, model.layers[0].mlp.down_proj.weight  # fmt: skip
+    assert head.stride() == (1, 50) and gate.stride() == (1, 32) and down.stride() == (32, 1)
+    columns = model(ids)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for weight in model.parameters():
+        weight.data = weight.data.contiguous()
+    torch.testing.assert_close(model(ids), columns, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(weight.is_contiguous() for weight in model.float().half().parameters())
