@@ -3,7 +3,8 @@
     python benchmarks/cpu_decode.py [rounds]
 
 Prints a table and one JSON line, and writes benchmarks/results/cpu_decode.json. B = 1, T = 1, H = 32, D = 128. In a
-round every form runs once, in changing order; ratios are taken round by round. Every run takes the next of several
+round every form runs once, in changing order (`expanded`, far behind, in the first two only); ratios are taken round
+by round. Every run takes the next of several
 buffers, so that none finds its keys in the cache of the CPU.
 
 Peers: SDPA with `enable_gqa`; SDPA on packed rows (the query heads of a group as query rows of one KV head); SDPA after
@@ -25,7 +26,7 @@ from gqa_lab.cache import KVCache
 from gqa_lab.recorded import RESULTS, environment
 
 N_HEADS, HEAD_DIM = 32, 128
-N_KV_HEADS, KV_LENS = (1, 4, 8, 32), (4096, 16384, 32768)
+N_KV_HEADS, KV_LENS = (1, 4, 8, 32), (256, 1024, 4096, 16384, 32768)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROTATED_BYTES = 256e6  # well above the last-level cache of a desktop CPU
 

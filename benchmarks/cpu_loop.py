@@ -3,8 +3,8 @@
     python benchmarks/cpu_loop.py [pairs]
 
 Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json. Batch 1, greedy, eager, both in one
-process; a pair is one answer of each, prompt included, and the ratio is taken pair by pair. `check` says that both
-gave the same tokens (in 16 bits rounding may part them, which changes no work).
+process; a pair is one answer of each, prompt included, and the ratio is taken pair by pair. `first_tokens_equal` says
+how many tokens are the same from the start; in bfloat16 rounding parts them, which changes no work.
 """
 
 import json

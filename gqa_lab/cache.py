@@ -127,9 +127,10 @@ class KVCache:
             ValueError: for a wrong shape or dtype, or when a sequence would outgrow `max_seq_len`. Nothing has
                 been written then, and the cache goes on working.
         """
-        self._check(k, v)
+        starts = self.host_lengths
+        self._check(k, v, max(starts))
         k, v = k.detach(), v.detach()  # a cache is memory, not a step to differentiate through
-        starts, n_new = self.host_lengths, k.shape[2]
+        n_new = k.shape[2]
         longest = max(starts) + n_new
         wraps = longest > self.n_slots and n_new > 1
         if wraps:
@@ -193,7 +194,7 @@ class KVCache:
                 out[b, :, past : past + n_new] = new[b]
         return k_all, v_all
 
-    def _check(self, k: Tensor, v: Tensor) -> None:
+    def _check(self, k: Tensor, v: Tensor, longest: int) -> None:
         batch_size, n_kv_heads, _, head_dim = self.k.shape
         for name, x in (("k", k), ("v", v)):
             if not isinstance(x, Tensor):
@@ -209,7 +210,6 @@ class KVCache:
             raise ValueError(f"k has {k.shape[2]} new tokens and v has {v.shape[2]}; they must be the same")
         if k.shape[2] == 0:
             raise ValueError("k has no new tokens; append takes at least one")
-        longest = max(self.host_lengths)
         if longest + k.shape[2] > self.max_seq_len:
             raise ValueError(
                 f"{k.shape[2]} more tokens after {longest} make {longest + k.shape[2]}; this cache has "

@@ -146,6 +146,7 @@ def load_pretrained(
     with _Uninitialized():
         model = Transformer(config)
     model.load_state_dict(weights, assign=True)
+    del weights  # or it would keep what is laid out anew
     model.init_rope()
-    model.lay_out_weights()
-    return model.eval().requires_grad_(False), _tokenizer(path, file, config.vocab_size)
+    model.eval().requires_grad_(False).lay_out_weights()
+    return model, _tokenizer(path, file, config.vocab_size)

@@ -58,7 +58,7 @@ def convert_kv_heads(model: Transformer, n_kv_heads: int, pool: Pool = mean_head
     """
     old = model.config
     fitting = [n for n in divisors(old.n_heads) if not n % old.n_kv_heads or not old.n_kv_heads % n]
-    if n_kv_heads not in fitting:
+    if type(n_kv_heads) is not int or n_kv_heads not in fitting:
         raise ValueError(
             f"n_kv_heads ({n_kv_heads!r}) does not fit {old.n_heads} query heads over {old.n_kv_heads} KV heads; "
             f"try one of {', '.join(map(str, fitting))}"
@@ -70,10 +70,11 @@ def convert_kv_heads(model: Transformer, n_kv_heads: int, pool: Pool = mean_head
     with torch.device("meta"):  # the numbers come from the old model
         converted = Transformer(replace(old, n_kv_heads=n_kv_heads))
     converted.load_state_dict(weights, assign=True)
+    del weights  # or it would keep what is laid out anew
     converted.init_rope()
-    converted.lay_out_weights()
     for new, before in zip(converted.parameters(), model.parameters(), strict=True):
         new.requires_grad_(before.requires_grad)
+    converted.lay_out_weights()
     return converted.train(model.training)
 
 
@@ -84,6 +85,7 @@ def _with_heads(weight: Float[Tensor, "rows *columns"], n_old: int, n_new: int, 
         return heads.repeat_interleave(n_new // n_old, dim=0).flatten(0, 1)
     pooled = pool(heads.unflatten(0, (n_new, -1)))
     expected = (n_new, *heads.shape[1:])
-    if pooled.shape != expected:
-        raise ValueError(f"pool returned shape {list(pooled.shape)}, expected {list(expected)}")
+    if not isinstance(pooled, Tensor) or pooled.shape != expected:
+        found = f"shape {list(pooled.shape)}" if isinstance(pooled, Tensor) else f"a {type(pooled).__name__}"
+        raise ValueError(f"pool returned {found}, expected shape {list(expected)}")
     return pooled.to(weight.dtype).flatten(0, 1).clone()

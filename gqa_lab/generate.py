@@ -12,6 +12,7 @@ from gqa_lab.cache import KVCache
 from gqa_lab.model import Transformer
 
 Sampler = Callable[[Tensor], Tensor]
+INTEGERS = (torch.int64, torch.int32)
 
 
 @torch.no_grad()
@@ -129,7 +130,7 @@ def _stream(model, prompts, caches, max_new_tokens, attend, prefill_attend, step
     finished = [False] * len(prompts)
     for n_new in range(1, max_new_tokens + 1):
         ids = sampler(logits)
-        if not isinstance(ids, Tensor) or ids.shape != logits.shape[:1] or ids.is_floating_point():
+        if not isinstance(ids, Tensor) or ids.shape != logits.shape[:1] or ids.dtype not in INTEGERS:
             raise ValueError(f"sampler returned {ids!r}; it must return a tensor of {len(prompts)} token ids")
         tokens = ids.tolist()
         finished = [done or token in stop for done, token in zip(finished, tokens, strict=True)]

@@ -68,8 +68,9 @@ def rotary_tables(
 def reads_faster_by_columns(weight: Float[Tensor, "rows columns"]) -> bool:
     """True where one row times `weight.T` is faster if the weight's columns, not its rows, lie whole in memory.
 
-    On a CPU in float32, for a matrix with at least as many outputs as inputs: 22 instead of 11 GB/s for SmolLM2's
-    output matrix. In 16 bits columns are slower, float16 up to 50 times. Measured by benchmarks/cpu_weights.py.
+    On a CPU in float32, for a matrix with at least as many outputs as inputs: 17.7 instead of 9.2 GB/s for SmolLM2's
+    output matrix. In bfloat16 the order hardly matters, in float16 columns are up to 50 times slower. Recorded in
+    benchmarks/results/cpu_weights.json; another CPU may differ.
     """
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.shape[0] >= weight.shape[1]
 
@@ -118,17 +119,25 @@ class Transformer(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     def lay_out_weights(self) -> None:
-        """Stores every matrix in the order in which decoding reads it fastest here; no number and no shape changes."""
+        """Stores every frozen matrix in the order in which decoding reads it fastest here.
+
+        No number and no shape changes, only strides; `contiguous()` brings back rows, where a file asks for them.
+        Weights in training stay as they are: gradients and optimizers prefer rows.
+        """
         for module in self.modules():
-            if isinstance(module, nn.Linear) or (module is self.embed_tokens and self.config.tie_embeddings):
+            is_product = isinstance(module, nn.Linear) or (module is self.embed_tokens and self.config.tie_embeddings)
+            if is_product and not module.weight.requires_grad:
                 weight = module.weight.data
                 by_columns = reads_faster_by_columns(weight)
                 module.weight.data = weight.mT.contiguous().mT if by_columns else weight.contiguous()
 
     def _apply(self, fn, recurse=True):
         """What `.to()`, `.half()`, `.cuda()` and the like go through: another dtype may like another order."""
+        before = self.dtype, self.device
         super()._apply(fn, recurse)
-        self.lay_out_weights()
+        if (self.dtype, self.device) != before:
+            self.init_rope()  # not what the other dtype had rounded
+            self.lay_out_weights()
         return self
 
     def new_caches(self, batch_size: int, max_seq_len: int) -> list[KVCache]:
@@ -168,7 +177,8 @@ class Transformer(nn.Module):
             attend: the attention to compute.
 
         Raises:
-            ValueError: if a cache is too short or the sequence longer than the model's positions.
+            ValueError: for ids outside the vocabulary, if a cache is too short, or if the sequence is longer than
+                the model's positions. An error inside `attend` leaves tokens in the caches: rewind() them.
         """
         return self.logits(self.hidden(token_ids, caches, attend=attend))
 
@@ -184,7 +194,7 @@ class Transformer(nn.Module):
         cos, sin = self._rope(token_ids, caches)
 
         def rotate(x: Float[Tensor, "B heads T D"]) -> Float[Tensor, "B heads T D"]:
-            return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+            return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
         x = self.embed_tokens(token_ids)
         for i, layer in enumerate(self.layers):

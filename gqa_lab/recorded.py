@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import platform
+import subprocess
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
@@ -29,13 +30,20 @@ def provenance(record: dict) -> str:
 
 
 def environment() -> dict:
-    """Returns what a measurement on this machine has to say about itself: device, versions and date."""
+    """Returns what a measurement on this machine has to say about itself: device, versions, commit and date."""
     import torch
 
     cpu = f"CPU {_cpu_name()}, {torch.get_num_threads()} threads"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    return {"device": device, "versions": versions, "date": datetime.date.today().isoformat()}
+    return {"device": device, "versions": versions, "commit": _commit(), "date": datetime.date.today().isoformat()}
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return "unknown"
 
 
 def _cpu_name() -> str:

@@ -97,7 +97,7 @@ def test_dtype_device_mode_and_what_is_trained_carry_over():
     assert converted.layers[1].attention.k_proj.weight.grad is not None
 
 
-@pytest.mark.parametrize("n_kv_heads", [0, 4, 5, 24, -1, 2.5, None])
+@pytest.mark.parametrize("n_kv_heads", [0, 4, 5, 24, -1, 2.5, 3.0, True, None])
 def test_a_number_that_does_not_fit_is_refused_with_those_that_do(n_kv_heads, shapes_unchecked):
     with pytest.raises(
         ValueError,
@@ -107,5 +107,7 @@ def test_a_number_that_does_not_fit_is_refused_with_those_that_do(n_kv_heads, sh
 
 
 def test_a_pool_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"pool returned shape \[4, 30\], expected \[3, 4, 30\]"):
+    with pytest.raises(ValueError, match=r"pool returned shape \[4, 30\], expected shape \[3, 4, 30\]"):
         convert_kv_heads(tiny(6), 3, lambda heads: heads.mean((0, 1)))
+    with pytest.raises(ValueError, match=r"pool returned a list, expected shape \[3, 4, 30\]"):
+        convert_kv_heads(tiny(6), 3, lambda heads: list(heads))

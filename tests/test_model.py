@@ -5,7 +5,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gqa_lab.attention import expanded_attention, grouped_attention, sdpa_attention
 from gqa_lab.config import ModelConfig
 from gqa_lab.costs import kv_cache_bytes, n_parameters
-from gqa_lab.model import Transformer
+from gqa_lab.model import Transformer, reads_faster_by_columns
+from gqa_lab.recorded import recorded
 
 SIZES = dict(
     n_layers=2, d_model=24, n_heads=6, n_kv_heads=3, head_dim=8, d_ff=32, vocab_size=50, max_seq_len=64,
@@ -232,7 +233,7 @@ def test_no_caches_are_not_the_right_number_of_caches():
 
 
 def test_the_layout_of_weights_changes_no_number_and_follows_the_dtype():
-    model, ids = tiny(tie_embeddings=True).float(), torch.tensor([[3, 1, 4]])
+    model, ids = tiny(tie_embeddings=True).requires_grad_(False).float(), torch.tensor([[3, 1, 4]])
     head, gate, down = model.embed_tokens.weight, model.layers[0].mlp.gate_proj.weight, model.layers[0].mlp.down_proj.weight  # fmt: skip
     assert head.stride() == (1, 50) and gate.stride() == (1, 32) and down.stride() == (32, 1)
     columns = model(ids)
@@ -242,3 +243,25 @@ def test_the_layout_of_weights_changes_no_number_and_follows_the_dtype():
     torch.testing.assert_close(model(ids), columns, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.is_contiguous() for weight in model.float().half().parameters())
+
+
+def test_the_layout_is_for_frozen_weights_and_dtypes_that_change():
+    model = tiny(tie_embeddings=True)
+    assert all(weight.is_contiguous() for weight in model.float().parameters())  # in training
+    model.requires_grad_(False).double().float()
+    assert not model.embed_tokens.weight.is_contiguous()
+    before = model.embed_tokens.weight.data_ptr()
+    assert model.to("cpu").float().embed_tokens.weight.data_ptr() == before
+
+
+def test_rotary_tables_are_not_rounded_by_a_dtype_that_was_left_again():
+    model = tiny().float()
+    expected = model.rope_sin.clone()
+    assert torch.equal(model.half().float().rope_sin, expected)
+
+
+def test_the_speeds_that_a_docstring_quotes_are_the_recorded_ones():
+    head = recorded("cpu_weights")["results"][0]
+    assert (head["dtype"], head["matrix"]) == ("float32", "lm_head")
+    quoted = "{by_columns} instead of {by_rows} GB/s".format(**head["gb_per_s"])
+    assert quoted in reads_faster_by_columns.__doc__
