@@ -251,11 +251,15 @@ def _narrow(q_len: int, k: Tensor, v: Tensor, lengths: Tensor | None, window: in
 def _fused_is_faster(rows: Float[Tensor, "B G R D"], k: Float[Tensor, "B G S D"]) -> bool:
     """True where PyTorch's fused attention decodes faster than two matrix products, on a CPU.
 
-    It does over a short context, where each call counts, and in 16 bits wherever it has several query rows at a
-    time. Measured by benchmarks/cpu_decode.py; another CPU may order the forms differently.
+    It does for few keys, where each call counts, and in 16 bits wherever it has several query rows at a time.
+    Measured by benchmarks/cpu_decode.py; another CPU may order the forms differently.
     """
-    several_in_16_bits = rows.shape[2] > 1 and rows.element_size() == 2
-    return rows.device.type == "cpu" and (k.shape[2] < 1024 or several_in_16_bits)
+    if rows.device.type != "cpu":
+        return False
+    batch_size, n_kv_heads, kv_len, _ = k.shape
+    if rows.element_size() == 2:
+        return rows.shape[2] > 1 or kv_len < 1024
+    return batch_size * n_kv_heads * kv_len < 16384
 
 
 def _gqa_with_a_mask_copies(q: Tensor) -> bool:

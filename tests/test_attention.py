@@ -88,11 +88,11 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_plain_formula(
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (6, 3), (4, 1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_long_context_is_as_exact_as_the_plain_formula(attend, n_heads, n_kv_heads, dtype):
-    q, k, v = inputs(n_heads, n_kv_heads, 1, 1100, dtype=dtype, head_dim=16, scale=3.0)
+    q, k, v = inputs(n_heads, n_kv_heads, 1, 6000, dtype=dtype, head_dim=16, scale=3.0)
     exact = truth(q, k, v, None, None)
     keys, values = (x.repeat_interleave(n_heads // n_kv_heads, dim=1) for x in (k, v))
     plain_error = ((q @ keys.mT / 4).softmax(-1) @ values - exact).abs().max()
-    prefixes = (torch.cat([x, torch.full_like(x, 1e4)], 2)[:, :, :1100] for x in (k, v))
+    prefixes = (torch.cat([x, torch.full_like(x, 1e4)], 2)[:, :, :6000] for x in (k, v))
     for keys_and_values in ((k, v), prefixes):
         out = attend(q, *keys_and_values)
         assert (out - exact).abs().max() <= 2 * plain_error + torch.finfo(dtype).eps / 4
@@ -173,13 +173,13 @@ def copies_of_a_head(attend, q, k, v) -> list[str]:
 @pytest.mark.parametrize("attend", [grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("layout", ["[B, G, S, D]", "[B, S, G, D] transposed", "only v transposed", "a cache's prefix"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("q_len", "kv_len", "n_heads"), [(1, 600, 8), (1, 1200, 8), (1, 1200, 2), (3, 1200, 8)])
+@pytest.mark.parametrize(("q_len", "kv_len", "n_heads"), [(1, 600, 8), (1, 4200, 8), (1, 4200, 2), (3, 1200, 8)])
 def test_no_copy_of_k_or_v_is_ever_allocated(attend, layout, dtype, q_len, kv_len, n_heads):
     q = torch.randn(2, n_heads, q_len, 256).to(dtype)  # few scores beside large heads, so that nothing else is as large
     if layout == "[B, G, S, D]":
         k, v = torch.randn(2, 2, 2, kv_len, 256).to(dtype)
     elif layout == "a cache's prefix":
-        cache = KVCache(2, 2, 1500, 256, dtype=dtype, device="cpu")
+        cache = KVCache(2, 2, 4500, 256, dtype=dtype, device="cpu")
         k, v = cache.append(*torch.randn(2, 2, 2, kv_len, 256).to(dtype))
     else:
         k, v = torch.randn(2, 2, kv_len, 2, 256).to(dtype).transpose(2, 3)

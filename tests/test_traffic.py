@@ -255,7 +255,7 @@ def test_append_reads_and_writes_the_new_tokens_however_long_the_cache(ragged, d
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(8, 2), (8, 1), (6, 3), (6, 6)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("kv_len", [50, 1100])  # grouped_attention takes another form over a long context
+@pytest.mark.parametrize("kv_len", [50, 17_000])  # grouped_attention takes another form over a long context
 def test_expanded_attention_reads_k_and_v_once_writes_them_r_times_and_reads_those(n_heads, n_kv_heads, kv_len, dtype):
     def of_kv(attend):
         """Reads and writes that grow with S and with D: those of the size of K and V."""
