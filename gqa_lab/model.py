@@ -191,7 +191,7 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """Returns what the last layer makes of each new token; `logits` turns it into a prediction."""
         self._check_ids(token_ids)
-        cos, sin = self._rope(token_ids, caches)
+        cos, sin = self.rope(token_ids, caches)
 
         def rotate(x: Float[Tensor, "B heads T D"]) -> Float[Tensor, "B heads T D"]:
             return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
@@ -222,7 +222,7 @@ class Transformer(nn.Module):
                     f"token_ids hold {int(low)} to {int(high)}; this model knows 0 to {self.config.vocab_size - 1}"
                 )
 
-    def _rope(self, token_ids: Tensor, caches: list[KVCache] | None) -> tuple[Tensor, Tensor]:
+    def rope(self, token_ids: Tensor, caches: list[KVCache] | None) -> tuple[Tensor, Tensor]:
         """Returns cosine and sine for the new tokens: `[T, D]`, or `[B, 1, T, D]` where their positions differ."""
         q_len = token_ids.shape[1]
         if caches is not None and len(caches) != self.config.n_layers:

@@ -1,7 +1,7 @@
-"""Answers that are written down: numbers on paper (`Hand`), inputs that show or hide a mistake (`Expose`).
+"""Answers that are written down as numbers on paper (`Hand`), and what all kinds of exercises share.
 
-A lesson's module fills these with data. Wrong values carry a diagnosis; `draw(seed)` makes the numbers of a
-question, so that a class can have its own.
+A lesson fills these with data. Wrong values carry a diagnosis; `draw(seed)` makes the numbers of a question, so
+that a class can have its own.
 """
 
 import math
@@ -13,9 +13,6 @@ import numpy as np
 import torch
 
 from gqa_lab.checks.verdict import Verdict
-
-BOTH_AGREE = "Both versions give the same numbers here. Which sizes or values make the two lines do different work?"
-ALREADY_SHOWS = "The mistake already shows here ({}). Look for sizes where the two lines mean the same."
 
 
 @dataclass(frozen=True)
@@ -92,34 +89,10 @@ class Hand:
         )
 
 
-@dataclass(frozen=True)
-class Expose:
-    """Inputs that show a mistake and inputs that hide it; `...` stands where nothing was written yet.
-
-    Attributes:
-        keys: the keys of the answer.
-        examine: runs the wrong versions and the right one on the answer; returns what is wrong, or None.
-    """
-
-    id: str
-    level: str
-    keys: tuple[str, ...]
-    examine: Callable[[dict], str | None]
-    notice: str
-
-    def judge(self, answer: object, seed: int = 0) -> Verdict:
-        """Returns the verdict on a dict of inputs."""
-        if answer is None or answer is ...:
-            return not_attempted(self.id, list(self.keys))
-        if not isinstance(answer, dict):
-            return Verdict("failed", f"Hand over a dict with the keys {listed(self.keys)}.", self.id)
-        if missing := [key for key in self.keys if key not in answer or _has_blanks(answer[key])]:
-            return not_attempted(self.id, missing)
-        try:
-            problem = self.examine({key: plain(answer[key]) for key in self.keys})
-        except TypeError as error:
-            problem = str(error)
-        return Verdict("failed", problem, self.id) if problem else Verdict("passed", self.notice, self.id)
+def tells_apart(numbers: dict, right: Callable, wrong: Callable) -> bool:
+    """True if, for every key, the right value and the wrong ones with different diagnoses all differ."""
+    values: dict[str, dict[str, str]] = {key: {repr(value): "right"} for key, value in right(numbers).items()}
+    return all(values[m.name].setdefault(repr(m.wrong), m.diagnosis) == m.diagnosis for m in wrong(numbers))
 
 
 def agrees(value: object, right: object) -> bool:
@@ -166,9 +139,10 @@ def not_attempted(exercise_id: str, missing: list[str]) -> Verdict:
     return Verdict("not attempted", f"{todo}, then run both cells again.", exercise_id)
 
 
-def _has_blanks(value: object) -> bool:
+def has_blanks(value: object) -> bool:
+    """True if something in the answer is still `...`."""
     if type(value) in (dict, list, tuple):
-        return any(map(_has_blanks, value.values() if type(value) is dict else value))
+        return any(map(has_blanks, value.values() if type(value) is dict else value))
     return value is ...
 
 

@@ -44,6 +44,11 @@ def fresh(value):
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
+def copied(case: Case) -> list:
+    """Returns the arguments of a case for a lesson in NumPy: new arrays for each call."""
+    return [x.copy() if isinstance(x, np.ndarray) else x for x in case.args]
+
+
 def as_in_a_model(value: np.ndarray) -> Tensor:
     """Returns `[batch, heads, seq, head_dim]` as a cache hands it out: the start of a longer buffer."""
     buffer = torch.full((*value.shape[:2], value.shape[2] + 3, value.shape[3]), 1e4, dtype=torch.float64)

@@ -1,18 +1,18 @@
 """The student's desk: `check`, `predict`, `case` and `progress`, over the exercises of all lessons.
 
-A lesson adds one module with `TITLE`, `EXERCISES` and `PREDICTIONS`, and its name to `LESSONS`. What was
-checked and predicted is remembered in this process only.
+A lesson is a folder with `TITLE`, `EXERCISES` and `PREDICTIONS`, each exercise in a module of its own. What was checked
+and predicted is remembered in this process only.
 """
 
 import difflib
 import os
 from collections.abc import Iterable
 
-from gqa_lab.checks import grouped_query, start_here
+from gqa_lab.checks import attention, grouped_query, kv_cache, multi_head, multi_query, start_here
 from gqa_lab.checks.answers import Hand
 from gqa_lab.checks.verdict import SYMBOLS, Page, Verdict
 
-LESSONS = (start_here, grouped_query)
+LESSONS = (start_here, attention, multi_head, kv_cache, multi_query, grouped_query)
 EXERCISES = {exercise.id: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 PREDICTIONS = {prediction.id: prediction for lesson in LESSONS for prediction in lesson.PREDICTIONS}
 

@@ -19,7 +19,7 @@ from gqa_lab.checks.verdict import Verdict
 
 TOLERANCE = 1e-9
 _ROUNDING = 1e-3  # errors below come from float32 or float16 in between, not from a wrong idea
-AXES = {"B": "batch", "H": "head", "G": "KV head", "T": "query", "S": "token", "D": "number"}
+AXES = {"B": "batch", "H": "head", "G": "KV head", "T": "query", "S": "token", "D": "number", "C": "column"}
 _FIRST = ("stopped", "package", "type", "dtype", "changed")  # told before any known mistake is looked for
 _STAGES = ("stopped", "package", "raised", "type", "shape", "dtype", "changed", "nan", "values")
 
@@ -41,6 +41,8 @@ class Build:
         keywords: passed in the second round.
         explain: a sentence on a wrong result, from the case, the result and the first wrong index.
         beyond: looks at more than values: `beyond(function)` returns what is missing, or None.
+        result_type: torch.Tensor, np.ndarray, or float for one number of any kind.
+        tolerance: of values, relative and absolute.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Build:
     explain: Callable[[Case, np.ndarray, tuple], str] = lambda case, got, index: ""
     beyond: Callable[[Callable], str | None] = lambda function: None
     result_type: type = torch.Tensor
+    tolerance: float = TOLERANCE
 
     def judge(self, answer: object, seed: int = 0) -> Verdict:
         """Returns the verdict on a function."""
@@ -134,24 +137,22 @@ class Attempt:
             return "type", _type_message(run.value, self.exercise.result_type)
         if got.shape != expected.shape:
             return "shape", _shape_message(got.shape, expected.shape, self.exercise.axes)
-        if got.dtype != expected.dtype:
-            return (
-                "dtype",
-                f"You lost precision: look for a fixed dtype. ({expected.dtype} in, {got.dtype} out.)",
-            )
+        if got.dtype != expected.dtype and self.exercise.result_type is not float:
+            return "dtype", _dtype_message(got.dtype, expected.dtype)
         if self.changed:
             names = listed(self.exercise.names[i] for i in self.changed)
             return (
                 "changed",
                 f"Your function changed {names}. Somebody else still needs it: build a new array.",
             )
-        wrong = ~np.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        wrong = ~_close(got, expected, self.exercise.tolerance)
         if not wrong.any():
             return "", ""
-        if np.abs(got - expected).max() < _ROUNDING:
+        is_tensor = got.ndim > 0 and got.dtype != bool
+        if is_tensor and np.abs(got - expected).max() < _ROUNDING:
             return "dtype", "Nearly right: you lost precision on the way. Look for a fixed dtype."
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
-        text = _where(wrong, index, self.exercise.axes)
+        text = _where(wrong, index, self.exercise.axes) if got.ndim else f"It returned {got.item():.4g}."
         explained = self.exercise.explain(self.case, got, index)
         stage = "values" if np.isfinite(got).all() else "nan"
         hint = "" if stage == "values" else " Your result holds NaN or infinity."
@@ -168,21 +169,23 @@ def all_same(exercise: Build, mistake: Mistake, attempts: list[Attempt]) -> bool
             if attempt.stage != "raised":
                 return False
             continue
-        if attempt.got is None or not _close(value, attempt.got):
+        if attempt.got is None or not _same(value, attempt.got, exercise.tolerance):
             return False
-        seen_wrong |= not _close(value, attempt.expected)
+        seen_wrong |= not _same(value, attempt.expected, exercise.tolerance)
     return seen_wrong
 
 
 def _as_array(value: object, kind: type) -> np.ndarray | None:
-    """Returns a copy of a plain tensor or array, None for anything else; a subclass could pretend."""
+    """Returns a copy of a plain tensor, array or number, None for anything else; a subclass could pretend."""
     if type(value) in (torch.Tensor, torch.nn.Parameter) and kind is torch.Tensor:
         if value.layout != torch.strided or value.device.type == "meta":
             return None
         value = value.float() if value.dtype == torch.bfloat16 else value
         return value.detach().cpu().resolve_conj().resolve_neg().numpy().copy()
-    if kind is not torch.Tensor and type(value) is kind:
+    if kind is float and not isinstance(value, bool) and isinstance(value, int | float | np.integer | np.floating):
         return np.array(value)
+    if kind is np.ndarray and type(value) is np.ndarray and value.dtype.kind in "biuf":
+        return value.copy()
     return None
 
 
@@ -193,15 +196,31 @@ def _differs(now: object, was: object) -> bool:
     return array.shape != was.shape or not np.array_equal(array, was)
 
 
-def _close(a: np.ndarray | None, b: np.ndarray) -> bool:
-    return a is not None and a.shape == b.shape and np.allclose(a, b, TOLERANCE, TOLERANCE, equal_nan=True)
+def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray:
+    """Returns where two arrays of one shape agree."""
+    if bool in (a.dtype, b.dtype):
+        return a == b
+    return np.isclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def _same(a: np.ndarray | None, b: np.ndarray, tolerance: float) -> bool:
+    """True if two results are the same, NaN where the other is NaN too."""
+    if a is None or a.shape != b.shape:
+        return False
+    return bool((_close(a, b, tolerance) | ((a != a) & (b != b))).all())
 
 
 def _type_message(value: object, kind: type) -> str:
     if value is None:
         return "Your function returned None. Is a `return` missing?"
-    wanted = "a torch tensor" if kind is torch.Tensor else f"a {kind.__name__}"
+    wanted = {torch.Tensor: "a torch tensor", np.ndarray: "a NumPy array of numbers", float: "one number"}[kind]
     return f"Your function returned a {type(value).__name__}; it should return {wanted}."
+
+
+def _dtype_message(got: np.dtype, expected: np.dtype) -> str:
+    if bool in (got, expected):
+        return f"Your result holds {got}; it should hold {expected}: True and False."
+    return f"You lost precision: look for a fixed dtype. ({expected} in, {got} out.)"
 
 
 def _shape_message(got: tuple, expected: tuple, axes: str) -> str:
