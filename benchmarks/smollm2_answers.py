@@ -1,19 +1,24 @@
-"""Records what lessons 00 and 05 show of the real model, for readers who have not brought it.
+"""Records what the lessons show of the real model, for readers who have not brought it.
 
     python benchmarks/smollm2_answers.py
 
-Writes benchmarks/results/smollm2_answers.json: for the right attention and for tiled KV heads (both, or values only)
-the answer, its ids, the smallest gap between the two likeliest tokens on the way (so that another machine says the
-same), and the cross-entropy of `listen.PARAGRAPH`; and how far apart heads of one group and of different groups look.
+Writes benchmarks/results/smollm2_answers.json: for the right attention and for each classic mistake the answer, its
+ids, the smallest gap between the two likeliest tokens on the way (so that another machine says the same), and the
+cross-entropy of `listen.PARAGRAPH`; and how far apart heads of one group and of different groups look.
 """
 
+import copy
 import json
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
 from gqa_lab import reference
 from gqa_lab.attention import grouped_attention, sdpa_attention
+from gqa_lab.checks.head_maps import cards
+from gqa_lab.checks.wrong_attention import attend, everything
 from gqa_lab.generate import generate
 from gqa_lab.listen import PARAGRAPH, cross_entropy, load_smollm2
 from gqa_lab.recorded import RESULTS, environment
@@ -22,18 +27,41 @@ PROMPT = "What is the capital of France, and why is it famous?"
 SMALLEST_GAP = 1e-3
 
 
-def tiled_attention(q, k, v, *, lengths=None, window=None):
-    """The classic mistake: KV heads repeated as a block (0, 1, 2, 0, 1, 2, ...) instead of one by one."""
-    group_size = q.shape[1] // k.shape[1]
-    k, v = (x.repeat(1, group_size, 1, 1) for x in (k, v))
-    return sdpa_attention(q, k, v, lengths=lengths, window=window)
+def reshaped(q, k, v):
+    """Cuts the projection's columns without the transpose: heads are made of whole tokens."""
+    b, h, t, d = q.shape
+    return attend(q.transpose(1, 2).reshape(b, h, t, d), k, v)
 
 
-def tiled_values_attention(q, k, v, *, lengths=None, window=None):
-    """The same mistake on V alone: the weights are right, the values are another head's."""
-    group_size = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group_size, dim=1), v.repeat(1, group_size, 1, 1)
-    return sdpa_attention(q, k, v, lengths=lengths, window=window)
+def top_left(t: int, s: int):
+    """The mask that `is_causal=True` makes: query t sees keys 0 to t, however many came before."""
+    return torch.ones(t, s, dtype=torch.bool).tril()
+
+
+MISTAKES: dict[str, tuple[Callable, int]] = {  # wrong attention, and how many tokens of its answer to record
+    "no scale": (partial(attend, scale=lambda r, g, d: 1.0), 12),
+    "scale 1/D": (partial(attend, scale=lambda r, g, d: 1 / d), 12),
+    "scale √d_model": (partial(attend, scale=lambda r, g, d: (r * g * d) ** -0.5), 12),
+    "mask times scores": (partial(attend, fill=0.0), 40),
+    "no mask": (partial(attend, mask=everything), 40),
+    "q reshaped": (reshaped, 12),
+    "top-left mask": (partial(attend, mask=top_left), 12),
+    "tiled": (partial(attend, keys=cards, values=cards), 12),
+    "tiled values": (partial(attend, values=cards), 12),
+    "KV head 0": (partial(attend, keys=lambda i, h, g: 0, values=lambda i, h, g: 0), 12),
+}
+
+
+def as_attend(function: Callable) -> Callable:
+    """Returns the function as a model calls it."""
+    return lambda q, k, v, *, lengths=None, window=None: function(q, k, v)
+
+
+def with_restarting_positions(model):
+    """Returns the model, its weights shared, in which the positions of new tokens start at 0 again and again."""
+    forgetful = copy.copy(model)
+    forgetful.rope = lambda token_ids, caches: model.rope(token_ids, None)
+    return forgetful
 
 
 def answer(model, tokenizer, attend, max_new_tokens: int) -> dict:
@@ -50,7 +78,7 @@ def answer(model, tokenizer, attend, max_new_tokens: int) -> dict:
         sampler=greedy_with_gaps, stop=tokenizer.stop_ids,
     )  # fmt: skip
     ids = [token for [token] in steps]
-    assert min(gaps) > SMALLEST_GAP, f"a gap of {min(gaps)} could fall the other way elsewhere: shorten the answer"
+    assert min(gaps) > SMALLEST_GAP, f"gaps {gaps} could fall the other way elsewhere: shorten the answer"
     text_ids = torch.tensor([tokenizer.encode(PARAGRAPH)], device=model.device)
     loss = cross_entropy(model, text_ids, attend=attend)
     return {"ids": ids, "text": tokenizer.decode(ids), "smallest_gap": min(gaps), "cross_entropy": loss}
@@ -84,13 +112,14 @@ def main() -> None:
         "n_paragraph_tokens": len(tokenizer.encode(PARAGRAPH)),
         "answers": {
             "right": answer(model, tokenizer, grouped_attention, 40),
-            "tiled": answer(model, tokenizer, tiled_attention, 12),
-            "tiled values": answer(model, tokenizer, tiled_values_attention, 12),
+            **{name: answer(model, tokenizer, as_attend(wrong), n) for name, (wrong, n) in MISTAKES.items()},
+            "positions restart": answer(with_restarting_positions(model), tokenizer, grouped_attention, 40),
         },
         "head_distances": head_distances(model, tokenizer),
     }
     (RESULTS / "smollm2_answers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(record))
+    for name, said in record["answers"].items():
+        print(f"{name:<18} {said['cross_entropy']:6.2f}  gap {said['smallest_gap']:.4f}  {said['text']!r}")
 
 
 if __name__ == "__main__":
