@@ -469,10 +469,12 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     parts = []
     if not lesson:
-        parts.append(("library", [*pytest, "tests", *(["-m", ""] if slow else [])], {}))
+        parts.append(("library", [*pytest, "tests", *(["-m", "not browser"] if slow else [])], {}))
     parts.append(("lessons and solutions", lessons, no_gpu))
     if folders["exercises"]:
         parts.append(("untouched exercises", [*pytest, "--nbval-lax", *nbval, *folders["exercises"]], no_gpu))
+    if not lesson:
+        parts.append(("a lesson in a browser", [*pytest, "tests/test_browser.py", "-m", "browser"], no_gpu))
     if slow and system == "Linux":
         plain_cpu = {"ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Prescott"}
         plain_cpu.update(no_gpu, NPY_DISABLE_CPU_FEATURES="X86_V4 X86_V3")

@@ -54,13 +54,13 @@ def bytes_explorer(shape: Shape) -> LiveFigure:
 
 
 def head_map_explorer(n_heads: int = 8, n_kv_heads: int = 2) -> LiveFigure:
-    """Returns the head map with a number field for `n_heads` and a slider over its divisors for `n_kv_heads`."""
+    """Returns the head map and its bytes, a number field for `n_heads` and a slider over its divisors for `n_kv_heads`."""
     heads = ipywidgets.BoundedIntText(
         n_heads, min=1, max=plots.MANY_HEADS, description="n_heads", style={"description_width": "90px"}
     )
     kv_heads = _kv_heads_slider(n_heads, n_kv_heads)
     figure = LiveFigure(
-        lambda n_kv_heads: plots.head_map(max(kv_heads.options), n_kv_heads),
+        lambda n_kv_heads: plots.head_map(max(kv_heads.options), n_kv_heads, head_dim=128),
         n_kv_heads=kv_heads,
     )
 

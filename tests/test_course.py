@@ -547,7 +547,7 @@ def test_outputs_are_compared_on_linux_and_only_run_elsewhere(root, system, flag
     command, variables = parts["lessons and solutions"]
     assert flag in command and command.endswith("notebooks solutions") and variables["CUDA_VISIBLE_DEVICES"] == ""
     assert "--nbval-lax" in parts["untouched exercises"][0]
-    assert list(parts) == ["library", "lessons and solutions", "untouched exercises"]
+    assert list(parts) == ["library", "lessons and solutions", "untouched exercises", "a lesson in a browser"]
 
 
 def test_one_lesson_is_tested_without_the_library(root):
@@ -561,7 +561,7 @@ def test_one_lesson_is_tested_without_the_library(root):
 
 def test_all_adds_the_slow_tests_and_a_plain_cpu(root):
     parts = titles_and_commands(root, slow=True)
-    assert parts["library"][0].endswith("tests -m ")
+    assert parts["library"][0].endswith("tests -m not browser")
     assert parts["lessons and solutions as on a plain CPU"][1]["ATEN_CPU_CAPABILITY"] == "default"
     assert len(titles_and_commands(root, "Darwin", slow=True)) == 3
 
@@ -578,7 +578,7 @@ def test_every_part_runs_even_after_a_failure_and_the_status_tells(
 
     monkeypatch.setattr(course.subprocess, "call", call)
     assert course.run_tests(root, None, None, False) == status
-    assert len(run) == 4  # the model and three parts
+    assert len(run) == 5  # the model and four parts
     assert capsys.readouterr().out.count("FAILED") == 2 * status  # where it happened and in the summary
 
 

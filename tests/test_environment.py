@@ -42,6 +42,7 @@ def conda_packages() -> dict[str, Requirement]:
 def test_conda_asks_for_the_same_packages_with_the_same_bounds():
     expected = {CONDA_NAMES.get(name, name): found.specifier for name, found in requirements().items()}
     del expected["triton"]  # conda-forge has it for Linux only; `pip install -e .` brings it there
+    del expected["playwright"]  # not on conda-forge; the browser test says that it is skipped
     found = {name: package.specifier for name, package in conda_packages().items() if name != "pip"}
     assert found == expected
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from gqa_lab import plots
-from gqa_lab.costs import SHAPES
+from gqa_lab.costs import SHAPES, kv_cache_bytes
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(8, 8), (8, 2), (8, 1), (6, 3), (1, 1), (71, 1)])
@@ -15,6 +15,12 @@ def test_the_head_map_draws_one_line_per_query_head_to_its_own_kv_head(n_heads, 
     ends = [x[1] for x in lines]
     for i, j in zip(range(n_heads), range(1, n_heads), strict=False):
         assert (ends[i] == ends[j]) == (i // group_size == j // group_size)
+
+
+def test_the_bytes_below_the_head_map_are_those_of_costs():
+    shape = replace(SHAPES["llama-2-70b"], n_layers=1)
+    expected = kv_cache_bytes(shape, batch_size=1, kv_len=1, bytes_per_element=2)
+    assert plots.head_map(64, 8, head_dim=128).get_xlabel().startswith(f"A token keeps {expected:,} B per layer")
 
 
 def test_the_bars_are_the_bytes_of_every_possible_number_of_kv_heads():

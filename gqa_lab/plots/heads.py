@@ -8,12 +8,13 @@ from gqa_lab.plots.frame import STYLE, new_axes
 MANY_HEADS = 72  # beyond this a head map is a smear
 
 
-def head_map(n_heads: int, n_kv_heads: int) -> Axes:
+def head_map(n_heads: int, n_kv_heads: int, *, head_dim: int | None = None) -> Axes:
     """Draws which KV head each query head reads: a line from every query head down to its KV head.
 
     Args:
         n_heads: query heads (H).
         n_kv_heads: KV heads (G), a divisor of H.
+        head_dim: numbers per head; if given, the bytes that a token leaves in the cache of one layer stand below.
     """
     check_heads(n_heads, n_kv_heads)
     kind, group_size = attention_kind(n_heads, n_kv_heads), n_heads // n_kv_heads
@@ -37,12 +38,14 @@ def head_map(n_heads: int, n_kv_heads: int) -> Axes:
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.8, n_heads - 0.2)
     axes.set_ylim(-0.35, 1.35)
-    axes.set_label(head_map_text(n_heads, n_kv_heads))
+    axes.set_label(head_map_text(n_heads, n_kv_heads, head_dim=head_dim))
+    if head_dim is not None:
+        axes.set_xlabel(_bytes_text(n_heads, n_kv_heads, head_dim))
     axes.set_title(axes.get_label().split(":")[0], loc="left", fontsize=11)
     return axes
 
 
-def head_map_text(n_heads: int, n_kv_heads: int) -> str:
+def head_map_text(n_heads: int, n_kv_heads: int, *, head_dim: int | None = None) -> str:
     r"""Returns the head map in words.
 
     Example:
@@ -56,12 +59,18 @@ def head_map_text(n_heads: int, n_kv_heads: int) -> str:
     """
     kind, group_size = attention_kind(n_heads, n_kv_heads), n_heads // n_kv_heads
     title = f"{n_heads} query head{'s'[: n_heads > 1]} on {n_kv_heads} KV head{'s'[: n_kv_heads > 1]} ({kind.upper()})"
-    if kind == "mha":
-        return f"{title}: query head i reads KV head i."
-    if kind == "mqa":
-        return f"{title}: all of them read KV head 0. Cache: 1/{group_size} of MHA."
     last = n_kv_heads - 1
-    return (
-        f"{title}, {group_size} on each: KV head 0 serves query heads 0 to {group_size - 1}, "
-        f"KV head {last} serves {last * group_size} to {n_heads - 1}. Cache: 1/{group_size} of MHA."
-    )
+    reads = {
+        "mha": ": query head i reads KV head i.",
+        "mqa": f": all of them read KV head 0. Cache: 1/{group_size} of MHA.",
+        "gqa": f", {group_size} on each: KV head 0 serves query heads 0 to {group_size - 1}, "
+        f"KV head {last} serves {last * group_size} to {n_heads - 1}. Cache: 1/{group_size} of MHA.",
+    }
+    return title + reads[kind] + (f" {_bytes_text(n_heads, n_kv_heads, head_dim)}." if head_dim else "")
+
+
+def _bytes_text(n_heads: int, n_kv_heads: int, head_dim: int) -> str:
+    """K and V of one token in one layer, two bytes a number."""
+    own, mha = (f"{2 * heads * head_dim * 2:,}" for heads in (n_kv_heads, n_heads))
+    versus = "" if own == mha else f", {mha} B if it were MHA"
+    return f"A token keeps {own} B per layer (head_dim {head_dim}, 16 bits){versus}"
