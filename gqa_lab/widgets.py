@@ -54,7 +54,7 @@ def bytes_explorer(shape: Shape) -> LiveFigure:
 
 
 def head_map_explorer(n_heads: int = 8, n_kv_heads: int = 2) -> LiveFigure:
-    """Returns the head map and its bytes, a number field for `n_heads` and a slider over its divisors for `n_kv_heads`."""
+    """Returns the head map with its bytes: a number field for `n_heads`, a slider over its divisors below."""
     heads = ipywidgets.BoundedIntText(
         n_heads, min=1, max=plots.MANY_HEADS, description="n_heads", style={"description_width": "90px"}
     )

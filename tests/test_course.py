@@ -563,7 +563,7 @@ def test_all_adds_the_slow_tests_and_a_plain_cpu(root):
     parts = titles_and_commands(root, slow=True)
     assert parts["library"][0].endswith("tests -m not browser")
     assert parts["lessons and solutions as on a plain CPU"][1]["ATEN_CPU_CAPABILITY"] == "default"
-    assert len(titles_and_commands(root, "Darwin", slow=True)) == 3
+    assert len(titles_and_commands(root, "Darwin", slow=True)) == 4
 
 
 @pytest.mark.parametrize("broken, status", [("tests", 1), ("exercises", 1), ("nothing", 0)])

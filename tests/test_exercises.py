@@ -10,8 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from gqa_lab.checks.answers import Hand
 from gqa_lab.checks.engine import EXERCISES
-from gqa_lab.checks.functions import Build
+from gqa_lab.checks.expose import FindMistake
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("build_exercises", ROOT / "tools" / "build_exercises.py")
@@ -122,14 +123,28 @@ def verdicts_in(cells) -> dict[str, str]:
     return {m[2]: f"{m[1]}: {m[3]}" for m in heads if m}
 
 
+def mistake_of(exercise_id: str) -> tuple[str, str] | None:
+    """Code that makes the first known mistake of an exercise, as `wrong`, and what the check has to say; None where
+    wrong answers are run instead of listed."""
+    exercise = EXERCISES[exercise_id]
+    if isinstance(exercise, Hand):
+        mistake = exercise.mistakes(exercise.draw(0))[0]
+        answer = exercise.right(exercise.draw(0)) | {mistake.name: mistake.wrong}
+        return f"wrong = {answer!r}", f"`{mistake.name}`: {mistake.diagnosis}"
+    if mistakes := getattr(exercise, "mistakes", ()):
+        return f'wrong = EXERCISES["{exercise_id}"].mistakes[0].wrong', mistakes[0].diagnosis
+    if isinstance(exercise, FindMistake):
+        return 'wrong = {"line": 0, "exposing": 0, "hiding": 0}', "`exposing`: "
+    return None
+
+
 def executed(notebook, folder):
-    """Runs it untouched, and then each build exercise once more with its first known mistake put in."""
-    first, names = len(notebook.cells), checks_in(notebook)
-    for exercise_id, name in names.items():
-        if isinstance(EXERCISES[exercise_id], Build):
-            put_in = f'{name} = EXERCISES["{exercise_id}"].mistakes[0].wrong'
-            notebook.cells.append(code(f"from gqa_lab.checks.engine import EXERCISES\n{put_in}"))
-            notebook.cells.append(code(f'check("{exercise_id}", {name})'))
+    """Runs it untouched, and then each exercise once more with its first known mistake put in."""
+    first = len(notebook.cells)
+    for exercise_id in checks_in(notebook):
+        if mistake_of(exercise_id):
+            notebook.cells.append(code(f"from gqa_lab.checks.engine import EXERCISES\n{mistake_of(exercise_id)[0]}"))
+            notebook.cells.append(code(f'check("{exercise_id}", wrong)'))
     # without the real model: cells that need it end cleanly, and the test stays short
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
@@ -158,9 +173,9 @@ def test_an_untouched_exercise_runs_and_nothing_is_attempted(played):
 def test_a_known_mistake_put_in_is_named_in_the_notebook(played):
     names, _, wrong = played
     verdicts = verdicts_in(wrong)
-    assert set(verdicts) == {i for i in names if isinstance(EXERCISES[i], Build)}
+    assert set(verdicts) == {i for i in names if mistake_of(i)}
     for exercise_id, verdict in verdicts.items():
-        assert verdict.startswith(f"failed: {EXERCISES[exercise_id].mistakes[0].diagnosis}"), verdict
+        assert verdict.startswith(f"failed: {mistake_of(exercise_id)[1]}"), verdict
 
 
 def test_exercises_are_in_step_with_their_solutions():

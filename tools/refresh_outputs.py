@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from build_exercises import METADATA
 from nbclient import NotebookClient
 
 from gqa_lab.costs import SHAPES
@@ -20,10 +21,6 @@ from gqa_lab.plots import Picture, bytes_per_token
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-METADATA = {
-    "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-    "language_info": {"name": "python"},
-}
 
 
 def refresh(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gqa_lab.checks.answers import has_blanks, listed, not_attempted, plain
+from gqa_lab.checks.answers import Mistake, has_blanks, listed, not_attempted, plain
 from gqa_lab.checks.verdict import Verdict
 
 BOTH_AGREE = "Both versions give the same numbers here. Which sizes or values make the two lines do different work?"
@@ -23,6 +23,7 @@ class Expose:
     Attributes:
         keys: the keys of the answer.
         examine: runs the wrong versions and the right one on the answer; returns what is wrong, or None.
+        mistakes: whole answers that people give, and what they are told.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Expose:
     keys: tuple[str, ...]
     examine: Callable[[dict], str | None]
     notice: str
+    mistakes: tuple[Mistake, ...] = ()
 
     def judge(self, answer: object, seed: int = 0) -> Verdict:
         """Returns the verdict on a dict of inputs."""
@@ -59,6 +61,7 @@ class FindMistake:
         inputs: turns what was written into the arguments of both, or returns a sentence on why it cannot.
         too_small: says what is missing in hiding inputs that fool nobody, or returns None.
         more: further keys, each with what examines its value: a sentence, or None.
+        mistakes: whole answers that people give, and what they are told.
     """
 
     id: str
@@ -70,6 +73,7 @@ class FindMistake:
     too_small: Callable[..., str | None]
     notice: str
     more: dict[str, Callable[[object], str | None]] = field(default_factory=dict)
+    mistakes: tuple[Mistake, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:

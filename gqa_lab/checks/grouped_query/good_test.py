@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import count
 
+from gqa_lab.checks.answers import Mistake
 from gqa_lab.checks.expose import ALREADY_SHOWS, BOTH_AGREE, Expose
 from gqa_lab.checks.head_maps import cards, divided, head_map, neighbours
 
@@ -103,6 +104,12 @@ def _examine_test(answer: dict) -> str | None:
     return "\n".join(filter(None, [*problems, _examine_smallest(answer["smallest"])])) or None
 
 
+_GOOD = {
+    "i % G": {"exposes": (8, 2), "hides": None},
+    "i // G": {"exposes": (6, 3), "hides": (4, 2)},
+    "smallest": (6, 3),
+}
+
 GOOD_TEST = Expose(
     id="05.good_test",
     level="expose ●●○ 8 min, core",
@@ -110,4 +117,15 @@ GOOD_TEST = Expose(
     examine=_examine_test,
     notice="Both wrong maps were run on your sizes. "
     "Notice: G = 1 and G = H hide the first, G = R the second. A good test avoids all three.",
+    mistakes=(
+        Mistake("LLaMA 2 70B's own sizes", _GOOD | {"smallest": (64, 8)}, "smallest: G equals R here"),
+        Mistake("no group", _GOOD | {"smallest": (8, 8)}, "smallest: No group at all."),
+        Mistake("too many KV heads asked for", _GOOD | {"smallest": (6, 2)}, "smallest: It raises"),
+        Mistake("a larger pair", _GOOD | {"smallest": (12, 4)}, "smallest: It exposes both. There is a smaller pair."),
+        Mistake(
+            "hidden by an end",
+            _GOOD | {"i % G": {"exposes": (8, 2), "hides": (8, 8)}},
+            '"i % G" hides: True, but too small to fool anybody',
+        ),
+    ),
 )
