@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from gqa_lab.attention import grouped_attention
 from gqa_lab.cache import KVCache
-from gqa_lab.recorded import RESULTS, environment
+from gqa_lab.recorded import environment, save_record
 
 N_HEADS, HEAD_DIM = 32, 128
 N_KV_HEADS, KV_LENS = (1, 4, 8, 32), (256, 1024, 4096, 16384, 32768)
@@ -117,7 +117,7 @@ def main(n_rounds: int) -> None:
                     f"{row['time_over_best_peer']:>19.2f}{row['enable_gqa_over_ours']:>20.2f}",
                     flush=True,
                 )
-    (RESULTS / "cpu_decode.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save_record("cpu_decode", record)
     print(json.dumps(record))
 
 

@@ -18,7 +18,7 @@ import torch
 
 from gqa_lab.checkpoint import load_pretrained, smollm2_path
 from gqa_lab.generate import generate
-from gqa_lab.recorded import RESULTS, environment
+from gqa_lab.recorded import environment, save_record
 
 PROMPT = "Tell me a long story about a harbour, its master and his wooden box."
 N_NEW = 96
@@ -120,7 +120,7 @@ def main(n_pairs: int) -> None:
             f"{row['ratio_median_with_prompt']:>14.2f}{row['first_tokens_equal']:>10} of {N_NEW}",
             flush=True,
         )
-    (RESULTS / "cpu_loop.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save_record("cpu_loop", record)
     print(json.dumps(record))
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from gqa_lab.model import reads_faster_by_columns
-from gqa_lab.recorded import RESULTS, environment
+from gqa_lab.recorded import environment, save_record
 
 SHAPES = {"lm_head": (49152, 576), "gate, up": (1536, 576), "down": (576, 1536), "q, o": (576, 576), "k, v": (192, 576)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,7 +53,7 @@ def main(n_rounds: int) -> None:
                 f"{short:<10}{name:<10}{shape!s:<14}{row['by_rows']:>9}{row['by_columns']:>12}          {chosen}",
                 flush=True,
             )
-    (RESULTS / "cpu_weights.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save_record("cpu_weights", record)
     print(json.dumps(record))
 
 

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-from gqa_lab.recorded import RESULTS, environment
+from gqa_lab.recorded import environment, save_record
 from gqa_lab.smollm2 import smollm2_path
 
 OURS = """
@@ -53,7 +53,7 @@ def main(repeats: int) -> None:
             print(f"{name:<36} {times[name][-1]:6.2f} s", flush=True)
     medians = {name: round(statistics.median(values), 3) for name, values in times.items()}
     record = {"provenance": environment(), "repeats": repeats, "median_s": medians, "all_s": times}
-    (RESULTS / "load_model.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save_record("load_model", record)
     print(json.dumps(record))
 
 

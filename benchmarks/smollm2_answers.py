@@ -8,7 +8,6 @@ cross-entropy of `listen.PARAGRAPH`; and how far apart heads of one group and of
 """
 
 import copy
-import json
 from collections.abc import Callable
 from functools import partial
 
@@ -21,7 +20,7 @@ from gqa_lab.checks.head_maps import cards
 from gqa_lab.checks.wrong_attention import attend, everything
 from gqa_lab.generate import generate
 from gqa_lab.listen import PARAGRAPH, cross_entropy, load_smollm2
-from gqa_lab.recorded import RESULTS, environment
+from gqa_lab.recorded import environment, save_record
 
 PROMPT = "What is the capital of France, and why is it famous?"
 SMALLEST_GAP = 1e-3
@@ -117,7 +116,7 @@ def main() -> None:
         },
         "head_distances": head_distances(model, tokenizer),
     }
-    (RESULTS / "smollm2_answers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save_record("smollm2_answers", record)
     for name, said in record["answers"].items():
         print(f"{name:<18} {said['cross_entropy']:6.2f}  gap {said['smallest_gap']:.4f}  {said['text']!r}")
 

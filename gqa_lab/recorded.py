@@ -23,6 +23,17 @@ def recorded(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def save_record(name: str, record: dict) -> None:
+    """Writes the record `benchmarks/results/{name}.json`; it has to say where it comes from.
+
+    Raises:
+        ValueError: for a record without the key "provenance".
+    """
+    if "provenance" not in record:
+        raise ValueError(f'record {name!r} needs "provenance": environment()')
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
 def provenance(record: dict) -> str:
     """Returns one line for a caption: recorded on what, with which versions, when."""
     made = record["provenance"]

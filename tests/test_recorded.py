@@ -62,3 +62,13 @@ def test_without_the_model_the_recorded_answer_is_shown_and_says_so(answers, cap
     assert listen(model, tokenizer, answers["prompt"], record="right") == answers["answers"]["right"]["ids"]
     said = capsys.readouterr().out
     assert "python course.py lab" in said and "recorded on CPU" in said and "The capital of France is Paris" in said
+
+
+def test_a_record_is_saved_with_its_provenance_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "RESULTS", tmp_path)
+    made = {"provenance": recorded.environment(), "seconds": 0.5}
+    recorded.save_record("made", made)
+    assert recorded.recorded("made") == made
+    with pytest.raises(ValueError, match='needs "provenance"'):
+        recorded.save_record("hearsay", {"seconds": 0.5})
+    assert [path.name for path in tmp_path.iterdir()] == ["made.json"]
