@@ -70,7 +70,8 @@ class Hand:
             return Verdict("failed", str(error), self.id)
         wrong = [key for key in right if not agrees(given[key], right[key])]
         if not wrong:
-            return Verdict("passed", f"All {len(right)} answers are right. {self.notice}", self.id)
+            all_right = f"All {len(right)} answers are right." if len(right) > 1 else "Right."
+            return Verdict("passed", f"{all_right} {self.notice}", self.id)
         lines = [self._diagnose(key, given[key], right[key], numbers) for key in wrong]
         if good := [key for key in right if key not in wrong]:
             lines.append(f"Right: {listed(good)}.")
@@ -91,8 +92,10 @@ class Hand:
 
 def tells_apart(numbers: dict, right: Callable, wrong: Callable) -> bool:
     """True if, for every key, the right value and the wrong ones with different diagnoses all differ."""
-    values: dict[str, dict[str, str]] = {key: {repr(value): "right"} for key, value in right(numbers).items()}
-    return all(values[m.name].setdefault(repr(m.wrong), m.diagnosis) == m.diagnosis for m in wrong(numbers))
+    told = [("", key, value) for key, value in right(numbers).items()]
+    told += [(m.diagnosis, m.name, m.wrong) for m in wrong(numbers)]
+    pairs = ((a, b) for a in told for b in told if a[0] != b[0] and a[1] == b[1])
+    return not any(agrees(a[2], b[2]) for a, b in pairs)
 
 
 def agrees(value: object, right: object) -> bool:

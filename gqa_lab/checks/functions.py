@@ -19,7 +19,7 @@ from gqa_lab.checks.verdict import Verdict
 
 TOLERANCE = 1e-9
 _ROUNDING = 1e-3  # errors below come from float32 or float16 in between, not from a wrong idea
-AXES = {"B": "batch", "H": "head", "G": "KV head", "T": "query", "S": "token", "D": "number", "C": "column"}
+AXES = {"B": "batch", "H": "head", "G": "KV head", "T": "query", "S": "token", "D": "number", "C": "column", "r": "row"}
 _FIRST = ("stopped", "package", "type", "dtype", "changed")  # told before any known mistake is looked for
 _STAGES = ("stopped", "package", "raised", "type", "shape", "dtype", "changed", "nan", "values")
 
@@ -164,7 +164,8 @@ def all_same(exercise: Build, mistake: Mistake, attempts: list[Attempt]) -> bool
     seen_wrong = False
     for attempt in attempts:
         try:
-            value = _as_array(mistake.wrong(*exercise.arguments(attempt.case)), exercise.result_type)
+            with np.errstate(all="ignore"):
+                value = _as_array(mistake.wrong(*exercise.arguments(attempt.case)), exercise.result_type)
         except Exception:
             if attempt.stage != "raised":
                 return False
