@@ -75,6 +75,17 @@ def head_map_explorer(n_heads: int = 8, n_kv_heads: int = 2) -> LiveFigure:
     return figure
 
 
+def saturation_explorer(head_dim: int = 64, *, scaled: bool = False) -> LiveFigure:
+    """Returns the weights of random queries with a slider for head_dim and a switch for the scale."""
+    return LiveFigure(
+        lambda head_dim, scaled: plots.saturation(head_dim, scaled=scaled),
+        head_dim=ipywidgets.IntSlider(
+            head_dim, min=1, max=256, description="head_dim", style={"description_width": "90px"}
+        ),
+        scaled=ipywidgets.Checkbox(scaled, description="divide scores by √head_dim"),
+    )
+
+
 def _kv_heads_slider(n_heads: int, n_kv_heads: int) -> ipywidgets.SelectionSlider:
     return ipywidgets.SelectionSlider(
         options=divisors(n_heads),

@@ -200,8 +200,8 @@ def _differs(now: object, was: object) -> bool:
 def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray:
     """Returns where two arrays of one shape agree."""
     if bool in (a.dtype, b.dtype):
-        return a == b
-    return np.isclose(a, b, rtol=tolerance, atol=tolerance)
+        return np.asarray(a == b)
+    return np.asarray(np.isclose(a, b, rtol=tolerance, atol=tolerance))
 
 
 def _same(a: np.ndarray | None, b: np.ndarray, tolerance: float) -> bool:

@@ -7,6 +7,7 @@ only carrier; everything else is thin black. No pyplot: a figure belongs to the 
 from gqa_lab.plots.cache import bytes_per_token, bytes_per_token_text
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map, head_map_text
+from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_text
 from gqa_lab.plots.weights import attention_weights, attention_weights_text
 
 __all__ = [
@@ -19,6 +20,10 @@ __all__ = [
     "bytes_per_token_text",
     "head_map",
     "head_map_text",
+    "effective_keys",
     "new_axes",
     "png",
+    "random_weights",
+    "saturation",
+    "saturation_text",
 ]

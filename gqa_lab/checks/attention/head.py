@@ -18,8 +18,8 @@ def _cases(round_: int) -> list[Case]:
         mask = np.tril(np.ones((t, s), dtype=bool), s - t)
         if n == 0:  # a mask need not be causal
             mask[:, 1::3] = False
-        cases.append(Case((normal((14, round_, n), t, d), normal((15, round_, n), s, d),
-                           normal((16, round_, n), s, d), mask), sizes))  # fmt: skip
+        cases.append(Case((normal((44, round_, n), t, d), normal((45, round_, n), s, d),
+                           normal((46, round_, n), s, d), mask), sizes))  # fmt: skip
     return cases
 
 

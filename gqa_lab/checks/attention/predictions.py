@@ -9,7 +9,7 @@ PREDICTIONS = (
             "a": ("0.016", "Tempting: 64 keys, so about 1/64 each. That is the mean of the weights; the next cell "
                   "looks at the largest one."),
             "b": ("0.1", "Tempting, and right once the scores are divided by √64. The next cell computes both."),
-            "c": ("0.8", "0.79: without the scale one key takes nearly everything, as the next cell shows."),
+            "c": ("0.8", "About 0.79: without the scale one key takes nearly everything, as the next cell shows."),
         },
     ),
     Prediction(
