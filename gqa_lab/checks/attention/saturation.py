@@ -10,7 +10,7 @@ from gqa_lab.checks.functions import Build
 
 _N_QUERIES, _N_KEYS = 1000, 64
 _FIRST = ((64, False), (4, False), (64, True))
-_SECOND = ((144, False), (16, True))
+_SECOND = ((144, False), (9, False), (16, True))
 
 
 def _cases(round_: int) -> list[Case]:
