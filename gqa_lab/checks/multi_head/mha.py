@@ -297,5 +297,5 @@ MHA = Build(
     mistakes=_MISTAKES,
     tested="Tested with n_heads · head_dim different from d_model and equal to it, with T = H = D, one head and one "
     "token, twice.",
-    notice="Notice: one head hides every mistake about heads, and one token nearly every other.",
+    notice="Notice: with one head no wrong cut shows, and with one token no missing mask.",
 )
