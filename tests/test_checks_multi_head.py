@@ -206,6 +206,7 @@ def last_weight_forgotten(x, w_q, w_k, w_v, w_o, n_heads):
 
 UNLISTED = {
     "02.split": {
+        "raises everywhere": lambda x, n: 1 / 0,
         "heads rolled": lambda x, n: np.roll(split_plain(x, n), 1, axis=1),
         "tokens reversed": lambda x, n: split_plain(x[:, ::-1], n),
         "numbers in a head reversed": lambda x, n: split_plain(x, n)[..., ::-1],
@@ -243,6 +244,7 @@ UNLISTED = {
         "tokens side by side": lambda x: x.transpose(0, 2, 1, 3).reshape(len(x), -1),
     },
     "02.mha": {
+        "raises everywhere": lambda *a: 1 / 0,
         "heads rolled": of_mha(out=lambda y: np.roll(y, 1, axis=1)),
         "pairs of heads exchanged": of_mha(out=lambda y: y[:, [i ^ 1 if i ^ 1 < y.shape[1] else i for i in range(y.shape[1])]]),
         "keys reversed": of_mha(k=lambda k: k[:, :, ::-1]),
@@ -325,6 +327,7 @@ def test_what_is_wrong_is_told(exercise_id, name, parts):
         ("02.mha", of_mha(q=lambda q: q / q.shape[3] ** 0.5), "Your weights are too flat"),
         ("02.mha", of_mha(q=lambda q: q / q.shape[1] ** 0.5), "You scaled by √(n_heads · head_dim)"),
         ("02.mha", of_mha(out=lambda y: y / y.shape[1]), "You averaged over heads"),
+        ("02.mha", lambda x, q, k, v, o, n: merge_plain(attend(*((x @ w).reshape(*x.shape[:2], n, x.shape[2] // n).swapaxes(1, 2) for w in (q, k, v)))) @ o, "You took head_dim to be d_model / n_heads"),
         ("02.mha", of_mha(axis=2), "Your softmax runs over queries"),
         ("02.mha", of_mha(mask=lambda t: np.tril(np.ones((t, t)), 1) > 0), "Each query sees one key too many"),
         ("02.mha", lambda x, q, k, v, o, n: merge_plain(attend(*(split_plain(x @ w, n) for w in (q, k, v)))), "`w_o` is missing"),

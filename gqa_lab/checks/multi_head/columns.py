@@ -76,9 +76,9 @@ COLUMNS = Hand(
     mistakes=_wrong,
     look={
         "columns": "Write a row of n_heads · head_dim columns and cut it into n_heads pieces of neighbours.",
-        "token_and_column": "A reshape keeps the numbers in their order in memory: token 0 first, all its columns. "
+        "token_and_column": "A reshape keeps the reading order: token 0 first with all its columns, then token 1. "
         "How many numbers stand before this one?",
     },
-    notice="Notice: the first answer looks along one token, the second runs on into the next. A reshape never moves "
-    "a number.",
+    notice="Notice: the first answer looks along one token, the second runs on into the next. A reshape keeps the "
+    "reading order.",
 )

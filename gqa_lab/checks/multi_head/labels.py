@@ -29,8 +29,12 @@ def labelled(batch_size: int, n_tokens: int, width: int) -> np.ndarray:
 
 def split(x: np.ndarray, n_heads: int) -> np.ndarray:
     """Returns x `[B, T, H·D]` as `[B, H, T, D]`."""
-    b, t, width = x.shape
-    return x.reshape(b, t, n_heads, width // n_heads).transpose(0, 2, 1, 3)
+    return split_to(x, n_heads, x.shape[2] // n_heads)
+
+
+def split_to(x: np.ndarray, n_heads: int, head_dim: int) -> np.ndarray:
+    """Returns x as `[B, n_heads, T, head_dim]`; raises ValueError where these are not its columns."""
+    return x.reshape(*x.shape[:2], n_heads, head_dim).transpose(0, 2, 1, 3)
 
 
 def merge(x: np.ndarray) -> np.ndarray:

@@ -96,6 +96,10 @@ def _weights(**parts) -> partial:
 
 
 _HEAD_DIM = "Each dot product has head_dim terms"
+_DERIVED = (
+    "You took head_dim to be d_model / n_heads. That holds in many models, not in all: read the width of the heads off "
+    "`w_q`."
+)
 _COMPETE = "Heads compete in your version: your softmax runs over heads. They do not know of each other."
 _ZERO = "You set masked scores to 0, or multiplied them by the mask. A score of 0 still gets weight e⁰."
 
@@ -163,6 +167,13 @@ _MISTAKES = (
         _weights(scale=lambda c, h, d, t: c**-0.5),
         f"You scaled by √d_model. {_HEAD_DIM}, not d_model.",
     ),
+    Mistake(
+        "head_dim from d_model",
+        lambda *a: _multi_head(*a, split=lambda x, n: labels.split_to(x, n, a[0].shape[2] // n)),
+        _DERIVED,
+    ),
+    Mistake("scale √(d_model / n_heads)", _weights(scale=lambda c, h, d, t: (c / h) ** -0.5), _DERIVED),
+    Mistake("scale √(d_model // n_heads)", _weights(scale=lambda c, h, d, t: (c // h) ** -0.5), _DERIVED),
     Mistake(
         "scale √(H·D)",
         _weights(scale=lambda c, h, d, t: (h * d) ** -0.5),

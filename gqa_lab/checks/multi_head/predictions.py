@@ -12,7 +12,8 @@ PREDICTIONS = (
             ),
             "b": (
                 "the same",
-                "2,359,296 both, as the next cell counts. What grows 12 times is the number of weight maps, H · T · S.",
+                "2,359,296 both, as the next cell counts. What grows 12 times is the number of attention weights, "
+                "H · T · S.",
             ),
             "c": (
                 "a twelfth",

@@ -73,7 +73,7 @@ SPLIT = Build(
         Mistake(
             "n_heads as head_dim",
             lambda x, n: _cut(x, x.shape[-1] // n).transpose(0, 2, 1, 3),
-            "You made heads of n_heads columns each: 6 heads of 2 became 2 heads of 6. Which number counts the heads?",
+            "You made heads of n_heads columns each: 6 heads of 4 became 4 heads of 6. Which number counts the heads?",
         ),
         Mistake(
             "batch and heads in one axis",
