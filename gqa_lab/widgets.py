@@ -2,10 +2,12 @@
 
 import base64
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import ipywidgets
+import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from gqa_lab import plots
@@ -84,6 +86,42 @@ def saturation_explorer(head_dim: int = 64, *, scaled: bool = False) -> LiveFigu
         ),
         scaled=ipywidgets.Checkbox(scaled, description="divide scores by √head_dim"),
     )
+
+
+def head_viewer(
+    weights: Float[np.ndarray, "L H T S"], words: Sequence[str], *, layer: int = 0, head: int = 0
+) -> LiveFigure:
+    """Returns the attention weights of one head on one sentence, with sliders for the layer and the head.
+
+    Args:
+        weights: of every layer and head; T = S, each row sums to 1.
+        words: the tokens, T of them.
+        layer, head: shown first.
+    """
+    words = [word.strip() or repr(word) for word in words]
+
+    def draw(layer: int, head: int) -> Axes:
+        shown = weights[layer, head]
+        return plots.attention_weights(
+            shown, queries=words, keys=words, title=f"Layer {layer}, head {head}: {_habits(shown)}"
+        )
+
+    return LiveFigure(
+        draw,
+        layer=_slider("layer", layer, len(weights) - 1),
+        head=_slider("head", head, weights.shape[1] - 1),
+    )
+
+
+def _habits(weights: Float[np.ndarray, "T T"]) -> str:
+    """Returns the mean weight on three places, over the queries for which these are three different tokens."""
+    later = np.arange(2, len(weights))
+    itself, before, first = (weights[later, keys].mean() for keys in (later, later - 1, 0))
+    return f"{itself:.2f} on itself, {before:.2f} one before, {first:.2f} on the first"
+
+
+def _slider(name: str, value: int, largest: int) -> ipywidgets.IntSlider:
+    return ipywidgets.IntSlider(value, min=0, max=largest, description=name)
 
 
 def _kv_heads_slider(n_heads: int, n_kv_heads: int) -> ipywidgets.SelectionSlider:

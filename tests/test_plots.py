@@ -23,13 +23,33 @@ def test_the_bytes_below_the_head_map_are_those_of_costs():
     assert plots.head_map(64, 8, head_dim=128).get_xlabel().startswith(f"A token keeps {expected:,} B per layer")
 
 
+@pytest.mark.parametrize(("n_heads", "head_dim"), [(6, 2), (1, 4), (3, 5), (48, 2)])
+def test_each_head_is_framed_around_its_own_columns(n_heads, head_dim):
+    axes = plots.head_columns(n_heads, head_dim, head=n_heads - 1)
+    frames = [p for p in axes.patches if not p.get_fill()]
+    assert [p.get_x() for p in frames] == [i * head_dim for i in range(n_heads)]
+    assert {p.get_width() for p in frames} == {head_dim}
+    filled = [p.get_x() for p in axes.patches if p.get_fill() and p.get_facecolor()[:3] == (0, 0, 0)]
+    assert filled == list(range((n_heads - 1) * head_dim, n_heads * head_dim))
+
+
+def test_columns_that_would_be_a_smear_or_a_head_that_is_none_are_refused():
+    with pytest.raises(ValueError, match="576.* is more than 96 columns"):
+        plots.head_columns(9, 64)
+    with pytest.raises(ValueError, match="must be one of 0 to 5"):
+        plots.head_columns(6, 2, head=6)
+
+
 def test_the_bars_are_the_bytes_of_every_possible_number_of_kv_heads():
     axes = plots.bytes_per_token(SHAPES["llama-2-70b"])
     assert [bar.get_height() for bar in axes.patches] == [40, 80, 160, 320, 640, 1280, 2560]
     assert axes.get_ylim()[0] == 0
 
 
-@pytest.mark.parametrize("axes", [plots.head_map(8, 2), plots.bytes_per_token(replace(SHAPES["phi-2"], n_kv_heads=4))])
+@pytest.mark.parametrize(
+    "axes",
+    [plots.head_map(8, 2), plots.head_columns(6, 2), plots.bytes_per_token(replace(SHAPES["phi-2"], n_kv_heads=4))],
+)
 def test_every_figure_says_itself_in_words_and_renders_to_the_same_bytes(axes):
     picture = plots.Picture(axes)
     data, metadata = picture._repr_mimebundle_()

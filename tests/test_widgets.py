@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from gqa_lab import widgets
@@ -26,6 +27,20 @@ def test_the_number_field_offers_the_divisors_of_the_new_number_of_heads():
     assert alt_text(figure).startswith("7 query heads on 1 KV head (MQA)")
     kv_heads.value = 7
     assert alt_text(figure).startswith("7 query heads on 7 KV heads (MHA)")
+
+
+def test_the_head_viewer_shows_the_head_of_the_sliders_and_says_where_it_looks():
+    weights = np.zeros((2, 3, 4, 4))
+    weights[...] = np.eye(4)
+    weights[1, 2] = np.eye(4, k=-1)
+    weights[1, 2, 0, 0] = 1
+    figure = widgets.head_viewer(weights, ["The", " dog", " ate", "\n"])
+    assert alt_text(figure).startswith("Layer 0, head 0: 1.00 on itself, 0.00 one before, 0.00 on the first.")
+    layer, head, _ = figure.children
+    assert (layer.min, layer.max, head.min, head.max) == (0, 1, 0, 2)
+    layer.value, head.value = 1, 2
+    assert alt_text(figure).startswith("Layer 1, head 2: 0.00 on itself, 1.00 one before, 0.00 on the first.")
+    assert "query dog at key The (1.00), query ate at key dog (1.00)" in alt_text(figure)
 
 
 @pytest.mark.parametrize("figure", [widgets.head_map_explorer(), widgets.bytes_explorer(SHAPES["phi-2"])])

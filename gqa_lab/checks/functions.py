@@ -169,6 +169,7 @@ def all_same(exercise: Build, mistake: Mistake, attempts: list[Attempt]) -> bool
         except Exception:
             if attempt.stage != "raised":
                 return False
+            seen_wrong = True
             continue
         if attempt.got is None or not _same(value, attempt.got, exercise.tolerance):
             return False

@@ -5,6 +5,7 @@ only carrier; everything else is thin black. No pyplot: a figure belongs to the 
 """
 
 from gqa_lab.plots.cache import bytes_per_token, bytes_per_token_text
+from gqa_lab.plots.columns import head_columns, head_columns_text
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map, head_map_text
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_text
@@ -18,6 +19,8 @@ __all__ = [
     "attention_weights_text",
     "bytes_per_token",
     "bytes_per_token_text",
+    "head_columns",
+    "head_columns_text",
     "head_map",
     "head_map_text",
     "effective_keys",
