@@ -4,7 +4,14 @@ Every kind of attention has one colour, marker and line through the whole course
 only carrier; everything else is thin black. No pyplot: a figure belongs to the cell that shows it.
 """
 
-from gqa_lab.plots.cache import bytes_per_token, bytes_per_token_text
+from gqa_lab.plots.cache import (
+    bytes_per_token,
+    bytes_per_token_text,
+    cache_growth,
+    cache_growth_text,
+    rows_projected,
+    rows_projected_text,
+)
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map, head_map_text
 from gqa_lab.plots.weights import attention_weights, attention_weights_text
@@ -17,8 +24,12 @@ __all__ = [
     "attention_weights_text",
     "bytes_per_token",
     "bytes_per_token_text",
+    "cache_growth",
+    "cache_growth_text",
     "head_map",
     "head_map_text",
     "new_axes",
     "png",
+    "rows_projected",
+    "rows_projected_text",
 ]
