@@ -187,7 +187,8 @@ def rows_projected_text(counted: Mapping[int, tuple[int, int]], *, prompt_len: i
     """
     without, cached = counted[max(counted)]
     listed = "; ".join(
-        f"{n} new tokens, {rows[0]:,} rows without a cache and {rows[1]:,} with one" for n, rows in counted.items()
+        f"{n} new {'token' if n == 1 else 'tokens'}, {rows[0]:,} rows without a cache and {rows[1]:,} with one"
+        for n, rows in counted.items()
     )
     return (
         f"A cache projects {without / cached:.0f} times fewer rows for {max(counted)} new tokens. Counted, after a "
