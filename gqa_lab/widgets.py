@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from gqa_lab import plots
 from gqa_lab.config import divisors
-from gqa_lab.costs import Shape
+from gqa_lab.costs import SHAPES, Shape
 
 
 class LiveFigure(ipywidgets.VBox):
@@ -122,6 +122,25 @@ def _habits(weights: Float[np.ndarray, "T T"]) -> str:
 
 def _slider(name: str, value: int, largest: int) -> ipywidgets.IntSlider:
     return ipywidgets.IntSlider(value, min=0, max=largest, description=name)
+
+
+def cache_growth_explorer(
+    models: tuple[str, ...] = ("llama-2-7b", "phi-2", "phi-3.5-mini", "smollm2-1.7b"),
+    turns: int = 50,
+    tokens_per_turn: int = 2000,
+) -> LiveFigure:
+    """Returns the cache of a growing chat, with a list of `models` and two number fields: turns, tokens per turn."""
+    wide = {"description_width": "110px"}
+    return LiveFigure(
+        lambda model, turns, tokens_per_turn: plots.cache_growth(
+            SHAPES[model], turns=turns, tokens_per_turn=tokens_per_turn
+        ),
+        model=ipywidgets.Dropdown(options=models, value=models[0], description="model", style=wide),
+        turns=ipywidgets.BoundedIntText(turns, min=1, max=500, description="turns", style=wide),
+        tokens_per_turn=ipywidgets.BoundedIntText(
+            tokens_per_turn, min=1, max=20_000, description="tokens per turn", style=wide
+        ),
+    )
 
 
 def _kv_heads_slider(n_heads: int, n_kv_heads: int) -> ipywidgets.SelectionSlider:

@@ -134,9 +134,9 @@ class Attempt:
         if run.error is not None:
             return "raised", run.trouble()
         if got is None:
-            return "type", _type_message(run.value, self.exercise.result_type)
+            return "type", type_message(run.value, self.exercise.result_type)
         if got.shape != expected.shape:
-            return "shape", _shape_message(got.shape, expected.shape, self.exercise.axes)
+            return "shape", shape_message(got.shape, expected.shape, self.exercise.axes)
         if got.dtype != expected.dtype and self.exercise.result_type is not float:
             return "dtype", _dtype_message(got.dtype, expected.dtype)
         if self.changed:
@@ -212,7 +212,7 @@ def _same(a: np.ndarray | None, b: np.ndarray, tolerance: float) -> bool:
     return bool((_close(a, b, tolerance) | ((a != a) & (b != b))).all())
 
 
-def _type_message(value: object, kind: type) -> str:
+def type_message(value: object, kind: type) -> str:
     if value is None:
         return "Your function returned None. Is a `return` missing?"
     wanted = {torch.Tensor: "a torch tensor", np.ndarray: "a NumPy array of numbers", float: "one number"}[kind]
@@ -225,7 +225,7 @@ def _dtype_message(got: np.dtype, expected: np.dtype) -> str:
     return f"You lost precision: look for a fixed dtype. ({expected} in, {got} out.)"
 
 
-def _shape_message(got: tuple, expected: tuple, axes: str) -> str:
+def shape_message(got: tuple, expected: tuple, axes: str) -> str:
     text = f"Your result has shape {list(got)}; it should be [{', '.join(axes)}] = {list(expected)}."
     swapped = [i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b]
     if len(got) != len(expected):

@@ -4,29 +4,27 @@ Every kind of attention has one colour, marker and line through the whole course
 only carrier; everything else is thin black. No pyplot: a figure belongs to the cell that shows it.
 """
 
-from gqa_lab.plots.cache import bytes_per_token, bytes_per_token_text
-from gqa_lab.plots.columns import head_columns, head_columns_text
+from gqa_lab.plots.cache import bytes_per_token, cache_growth, rows_projected
+from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
-from gqa_lab.plots.heads import MANY_HEADS, head_map, head_map_text
-from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_text
-from gqa_lab.plots.weights import attention_weights, attention_weights_text
+from gqa_lab.plots.heads import MANY_HEADS, head_map
+from gqa_lab.plots.saturation import effective_keys, random_weights, saturation
+from gqa_lab.plots.weights import attention_weights
 
 __all__ = [
+    "MANY_COLUMNS",
     "MANY_HEADS",
-    "STYLE",
     "Picture",
+    "STYLE",
     "attention_weights",
-    "attention_weights_text",
     "bytes_per_token",
-    "bytes_per_token_text",
-    "head_columns",
-    "head_columns_text",
-    "head_map",
-    "head_map_text",
+    "cache_growth",
     "effective_keys",
+    "head_columns",
+    "head_map",
     "new_axes",
     "png",
     "random_weights",
+    "rows_projected",
     "saturation",
-    "saturation_text",
 ]
