@@ -7,6 +7,7 @@ only carrier; everything else is thin black. No pyplot: a figure belongs to the 
 from gqa_lab.plots.cache import bytes_per_token, bytes_per_token_text
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map, head_map_text
+from gqa_lab.plots.ratio import shazeer_ratio, shazeer_ratio_text
 from gqa_lab.plots.weights import attention_weights, attention_weights_text
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "head_map_text",
     "new_axes",
     "png",
+    "shazeer_ratio",
+    "shazeer_ratio_text",
 ]

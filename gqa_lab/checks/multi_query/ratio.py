@@ -99,6 +99,6 @@ RATIO = Hand(
         "largest": 'Write "1/d", "n/(dh)" or "1/b", as text.',
         "gain": "Divide the ratio of MHA by the ratio of MQA.",
     },
-    notice="Notice: the gain is smaller than h, because the weights are still read. What rules now is not the cache "
-    "alone; lesson 06 is about that.",
+    notice="Notice: the gain is smaller than h, because the cache is not all that is read. Which term rules decides "
+    "what sharing is worth; lesson 06 asks it of real models.",
 )
