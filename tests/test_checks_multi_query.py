@@ -76,7 +76,22 @@ class ByModule(torch.nn.Module):
         return by_einsum(q, k, v, mask)
 
 
-RIGHT = [by_einsum, by_matmul, by_rows, by_copies, by_heads, by_loops, by_sdpa, by_sdpa_over_rows, ByModule()]
+def by_silent_broadcast(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k[:, None], v[:, None], attn_mask=mask)
+
+
+RIGHT = [
+    by_silent_broadcast,
+    by_einsum,
+    by_matmul,
+    by_rows,
+    by_copies,
+    by_heads,
+    by_loops,
+    by_sdpa,
+    by_sdpa_over_rows,
+    ByModule(),
+]
 
 
 @pytest.mark.parametrize("function", RIGHT, ids=lambda f: getattr(f, "__name__", "module"))
@@ -181,6 +196,14 @@ def test_what_is_beyond_values_is_told_kindly(name, part):
         (
             lambda q, k, v, m: (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~m, -torch.inf).softmax(-1) @ v,
             "batch axis of k met the head axis of q",
+        ),
+        (
+            lambda q, k, v, m: torch.einsum(
+                "bts,bsd->btd",
+                (torch.einsum("bhtd,bsd->bts", q, k) / q.shape[-1] ** 0.5).masked_fill(~m, -torch.inf).softmax(-1),
+                v,
+            ),
+            "lost the head axis",
         ),
         (changed(q=lambda x: x.mean(1, keepdim=True).expand_as(x)), "All heads gave the same output"),
         (changed(q=lambda x: x[:, :1].expand_as(x)), "All heads gave the same output"),

@@ -74,6 +74,10 @@ def _one_query(q, k, v, mask, *, combine, n_copies: bool = True):
     return out.expand(-1, q.shape[1], -1, -1).clone() if n_copies else out
 
 
+def _no_head_axis(q, k, v, mask, *, combine):
+    return _mqa(combine(q), k, v, mask)[:, 0]
+
+
 def _one_output(q, k, v, mask, *, combine, n_copies: bool = True):
     out = combine(_mqa(q, k, v, mask))
     return out.expand(-1, q.shape[1], -1, -1).clone() if n_copies else out
@@ -89,6 +93,7 @@ _BATCH_MEETS_HEADS = (
 )
 _K_MEETS, _V_MEETS = _BATCH_MEETS_HEADS.format("k", "q"), _BATCH_MEETS_HEADS.format("v", "the weights")
 _SAME = "All heads gave the same output. Only keys and values are shared; each head asks its own question."
+_SUMMED = "Your scores lost the head axis: the questions of all heads were added up. Each head keeps its own scores."
 _MERGED = "You merged the heads. Merging is `o_proj`'s job: hand back one output per head."
 _OVER_HEADS = "Your softmax runs over heads, so heads compete. A query's weights over its keys sum to 1."
 _MASK_ZERO = "You set hidden scores to 0. A score of 0 still gets weight e⁰."
@@ -108,6 +113,12 @@ _MISTAKES = (
     Mistake("mean query, one head", partial(_one_query, combine=_MEAN, n_copies=False), _SAME),
     Mistake("sum of queries, one head", partial(_one_query, combine=_SUM, n_copies=False), _SAME),
     Mistake("head 0's query, one head", partial(_one_query, combine=_FIRST, n_copies=False), _SAME),
+    Mistake(
+        "scores without heads",
+        partial(_no_head_axis, combine=_SUM),
+        _SUMMED,
+    ),
+    Mistake("mean scores without heads", partial(_no_head_axis, combine=_MEAN), _SUMMED),
     Mistake("mean of outputs", partial(_one_output, combine=_MEAN), _MERGED),
     Mistake("sum of outputs", partial(_one_output, combine=_SUM), _MERGED),
     Mistake("mean of outputs, one head", partial(_one_output, combine=_MEAN, n_copies=False), _MERGED),
