@@ -96,7 +96,7 @@ def progress() -> Page:
         lines.append(lesson.TITLE)
         for exercise in lesson.EXERCISES:
             status = _verdicts.get(exercise.id, "not attempted")
-            lines.append(f"  {SYMBOLS[status]} {exercise.id:<14} {status:<14} {exercise.level}")
+            lines.append(f"  {SYMBOLS[status]} {exercise.id:<16} {status:<14} {exercise.level}")
         chosen = [f"{p.id} {_predicted[p.id]}" for p in lesson.PREDICTIONS if p.id in _predicted]
         lines += ["  predictions: " + ", ".join(chosen)] if chosen else []
     n_passed = list(_verdicts.values()).count("passed")

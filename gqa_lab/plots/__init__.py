@@ -8,6 +8,7 @@ from gqa_lab.plots.cache import bytes_per_token, cache_growth, rows_projected
 from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
+from gqa_lab.plots.ratio import shazeer_ratio
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation
 from gqa_lab.plots.weights import attention_weights
 
@@ -27,4 +28,5 @@ __all__ = [
     "random_weights",
     "rows_projected",
     "saturation",
+    "shazeer_ratio",
 ]

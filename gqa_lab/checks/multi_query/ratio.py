@@ -1,0 +1,104 @@
+"""04.ratio: Shazeer's memory-to-compute ratio, by hand."""
+
+from itertools import count
+
+import numpy as np
+
+from gqa_lab.checks.answers import Hand, Mistake, agrees
+
+TERMS = ("1/d", "n/(dh)", "1/b")
+
+_NO_WEIGHTS = "1/b is missing: the weights are read too, once per step for all b sequences."
+_NOT_ONLY_THE_CACHE = "Only the cache term is divided by h."
+_UPSIDE_DOWN = "n/d is upside down: a longer context means more to read."
+_TIMES_B = "You added b instead of 1/b. Does a larger batch make the weights cost each sequence more, or less?"
+_WIDTH_OF_A_HEAD = "You divided n by h alone. Each of its n tokens is weighed against d, the width of the layer."
+
+
+def _draw(seed: int) -> dict:
+    if seed == 0:
+        return _numbers(512, 1024, 16, 8)
+    rng = np.random.default_rng((41, seed))
+    for _ in count():
+        d = int(rng.choice([512, 768, 1024, 1536, 2048, 3072, 4096]))
+        n, h, b = (
+            64 * int(rng.integers(2, d // 64 + 1)),
+            int(rng.choice([4, 6, 8, 12, 16, 24, 32])),
+            int(2 ** rng.integers(7)),
+        )
+        numbers = _numbers(n, d, h, b)
+        if d % h == 0 and _apart(numbers):
+            return numbers
+
+
+def _numbers(n: int, d: int, h: int, b: int) -> dict:
+    return {"n": n, "d": d, "h": h, "b": b}
+
+
+def _apart(numbers: dict) -> bool:
+    """True if one term clearly rules, and wrong values with different diagnoses differ, from the right one too."""
+    small, large = sorted(_terms(numbers).values())[-2:]
+    right, wrong = _right(numbers), _wrong(numbers)
+    same = [
+        (a, b)
+        for i, a in enumerate(wrong)
+        for b in wrong[:i]
+        if a.name == b.name and a.diagnosis != b.diagnosis and (agrees(a.wrong, b.wrong) or agrees(b.wrong, a.wrong))
+    ]
+    return large > 1.5 * small and not same and not any(agrees(m.wrong, right[m.name]) for m in wrong)
+
+
+def _terms(numbers: dict) -> dict[str, float]:
+    n, d, h, b = (numbers[letter] for letter in "ndhb")
+    return dict(zip(TERMS, (1 / d, n / (d * h), 1 / b), strict=True))
+
+
+def _right(numbers: dict) -> dict:
+    terms = _terms(numbers)
+    mha, mqa = numbers["n"] / numbers["d"] + terms["1/b"], sum(terms.values())
+    return {"mha": mha, "mqa": mqa, "largest": max(terms, key=terms.get), "gain": mha / mqa}
+
+
+def _wrong(numbers: dict) -> list[Mistake]:
+    n, d, h, b = (numbers[letter] for letter in "ndhb")
+    right, terms = _right(numbers), _terms(numbers)
+    cache = terms["1/d"] + terms["n/(dh)"]
+    replies = {
+        "1/d": "1/d is one activation against d multiply-adds. Write the three terms as decimals and compare.",
+        "n/(dh)": "The cache was the largest term before. Write the three terms as decimals and compare.",
+        "1/b": "Here the weights are not the largest term. Write the three terms as decimals and compare.",
+    }
+    return [
+        Mistake("mha", n / d, _NO_WEIGHTS),
+        Mistake("mha", d / n + 1 / b, _UPSIDE_DOWN),
+        Mistake("mha", n / d + b, _TIMES_B),
+        Mistake("mha", right["mqa"], "That is MQA's: in MHA nothing is divided by h."),
+        Mistake("mqa", cache, _NO_WEIGHTS),
+        Mistake("mqa", right["mha"] / h, _NOT_ONLY_THE_CACHE),
+        Mistake("mqa", cache + b, _TIMES_B),
+        Mistake("mqa", 1 / d + d / (n * h) + 1 / b, _UPSIDE_DOWN),
+        Mistake("mqa", 1 / d + n * h / d + 1 / b, "You multiplied the cache term by h. Sharing makes it smaller."),
+        Mistake("mqa", 1 / d + n / h + 1 / b, _WIDTH_OF_A_HEAD),
+        *(Mistake("largest", term, text) for term, text in replies.items() if term != right["largest"]),
+        Mistake("gain", h, f"Only one term shrinks {h} times. Divide one ratio by the other."),
+        Mistake("gain", right["mqa"] / right["mha"], "Upside down: how many times smaller is MQA's ratio?"),
+        Mistake("gain", n / d / cache, _NO_WEIGHTS),
+        Mistake("gain", right["mha"] - right["mqa"], "That is the difference. How many times smaller is MQA's ratio?"),
+    ]
+
+
+RATIO = Hand(
+    id="04.ratio",
+    level="by hand ●●○ 8 min, core",
+    draw=_draw,
+    right=_right,
+    mistakes=_wrong,
+    look={
+        "mha": "Two terms: n/d for the cache, 1/b for the weights.",
+        "mqa": "Three terms: 1/d, n/(dh) and 1/b. Which of MHA's two terms changed?",
+        "largest": 'Write "1/d", "n/(dh)" or "1/b", as text.',
+        "gain": "Divide the ratio of MHA by the ratio of MQA.",
+    },
+    notice="Notice: the gain is smaller than h, because the cache is not all that is read. Which term rules decides "
+    "what sharing is worth; lesson 06 asks it of real models.",
+)
