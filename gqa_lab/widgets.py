@@ -97,7 +97,12 @@ def head_viewer(
         weights: of every layer and head; T = S, each row sums to 1.
         words: the tokens, T of them.
         layer, head: shown first.
+
+    Raises:
+        ValueError: for words that are not as many as the tokens, or fewer than three.
     """
+    if not len(words) == weights.shape[2] == weights.shape[3] >= 3:
+        raise ValueError(f"words ({len(words)}) must be 3 or more, and weights [L, H, T, T] with as many tokens T")
     words = [word.strip() or repr(word) for word in words]
 
     def draw(layer: int, head: int) -> Axes:

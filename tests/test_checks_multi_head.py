@@ -301,6 +301,7 @@ def test_a_wrong_answer_that_is_not_listed_is_rejected_and_not_misnamed(exercise
         ("02.mha", "softmax in float32", ["Nearly right", "lost precision"]),
         ("02.mha", "window of two", ["Wrong first at batch 0, query 2", "There it may look at tokens 0, 1, 2."]),
         ("02.mha", "noise of 1e-6", ["Nearly right"]),
+        ("02.mha", "heads rolled", ["Wrong first at batch 0, query 0", "There it may look at token 0."]),
     ],
 )
 def test_what_is_wrong_is_told(exercise_id, name, parts):

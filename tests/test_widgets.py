@@ -41,6 +41,8 @@ def test_the_head_viewer_shows_the_head_of_the_sliders_and_says_where_it_looks()
     layer.value, head.value = 1, 2
     assert alt_text(figure).startswith("Layer 1, head 2: 0.00 on itself, 1.00 one before, 0.00 on the first.")
     assert "query dog at key The (1.00), query ate at key dog (1.00)" in alt_text(figure)
+    with pytest.raises(ValueError, match="words .3. must be 3 or more"):
+        widgets.head_viewer(weights, ["The", " dog", " ate"])
 
 
 @pytest.mark.parametrize("figure", [widgets.head_map_explorer(), widgets.bytes_explorer(SHAPES["phi-2"])])

@@ -292,7 +292,8 @@ _MISTAKES = (
 
 
 def _hint(case: Case, got: np.ndarray, index: tuple) -> str:
-    return f"There it may look at tokens {', '.join(map(str, range(index[1] + 1)))}."
+    seen = ", ".join(map(str, range(index[1] + 1)))
+    return f"There it may look at token{'s'[: index[1]]} {seen}."
 
 
 MHA = Build(

@@ -34,7 +34,9 @@ def _wrong(numbers: dict) -> list[Mistake]:
         c, h, d = sizes.values()
         all_four = 4 * c * h * d
         narrower = "More heads are narrower heads: all of them together share the width of a projection."
-        rows = [
+        assumed = "You assumed n_heads · head_dim = d_model."
+        derived = [(4 * c * c, assumed), (4 * (h * d) ** 2, assumed), (3 * c * h * d + c * c, assumed)]
+        rows = (derived if c != h * d else []) + [
             (all_four * h, narrower),
             (3 * c * h * d, "Three of four projections: the heads' outputs are projected, too."),
             (c * h * d, "One of four projections."),
@@ -43,9 +45,6 @@ def _wrong(numbers: dict) -> list[Mistake]:
             (all_four + 3 * h * d + c, "Right with biases; the question is without."),
             (all_four // 4 * 6, "Six projections are too many. Which four are there?"),
         ]
-        if c != h * d:
-            assumed = "You assumed n_heads · head_dim = d_model."
-            rows += [(4 * c * c, assumed), (4 * (h * d) ** 2, assumed), (3 * c * h * d + c * c, assumed)]
         mistakes += [Mistake(key, *row) for row in rows]
     return mistakes
 
