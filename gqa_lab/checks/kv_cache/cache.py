@@ -110,8 +110,9 @@ class BuildCache:
         with sandbox.plain_torch():
             deadline = time.monotonic() + sandbox.DEADLINE_S
             steps = play(answer, FIRST, deadline)
-            if _is_stub(answer, steps):
-                return not_attempted(self.id, [])
+            if empty := _still_empty(answer, steps):
+                text = f"Still empty: {empty}. Write it, then run both cells again."
+                return Verdict("not attempted", text, self.id)
             problem = self._first_round(steps) or _second_round(answer, deadline) or _bytes_moved(answer, deadline)
         printed = sandbox.shown("".join(step.run.printed for step in steps))
         if problem:
@@ -314,14 +315,16 @@ def _bytes_moved(cache_class: object, deadline: float) -> str | None:
     return None
 
 
-def _is_stub(answer: object, steps: list[Step]) -> bool:
-    """True if a method is as it was handed out and nothing was found wrong before it."""
+def _still_empty(answer: object, steps: list[Step]) -> str:
+    """Returns the method that is as it was handed out, if nothing was found wrong before it, else an empty text."""
     last = steps[-1]
+    if len(steps) == 1:
+        return "`__init__`" if last.run.is_stub(answer) and last.run.error is not None else ""
+    if steps[1].run.is_stub(getattr(answer, "append", None)):
+        return "`append`"
     name = "rewind" if last.call.startswith("rewind") else "append"
-    function = answer if len(steps) == 1 else getattr(answer, name, None)
-    if isinstance(last.run.error, NotImplementedError):
-        return last.run.is_stub(function) and first_problem(steps[:-1], FIRST) is None
-    return len(steps) > 1 and steps[1].run.is_stub(getattr(answer, "append", None))
+    is_stub = isinstance(last.run.error, NotImplementedError) and last.run.is_stub(getattr(answer, name, None))
+    return f"`{name}`" if is_stub and first_problem(steps[:-1], FIRST) is None else ""
 
 
 def _trouble(run: sandbox.Run) -> str:
@@ -349,11 +352,10 @@ def _as_array(value: object) -> np.ndarray | None:
 
 def _as_number(value: object) -> int | str:
     """Returns a whole number of any kind as int, else the name of what it is."""
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.size in (1, torch.Size([1])):
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and len(np.shape(value)) == 0:
         value = value.item()
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
-    return int(value) if isinstance(value, int | float) and type(value) is not bool and value == int(value) else "other"
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    return int(value) if is_whole else type(value).__name__
 
 
 def _tensors(cache: object) -> list[np.ndarray]:
