@@ -41,18 +41,18 @@ class Script:
 
 FIRST = Script(
     batch_size=2,
-    n_heads=3,
+    n_heads=7,  # no number of tokens on the way, so that two swapped axes cannot agree
     max_seq_len=8,
-    head_dim=6,
+    head_dim=9,
     calls=(("append", 3), ("append", 1), ("append", 2), ("rewind", 4), ("append", 1), ("append", 5), ("append", 3)),
     refused=5,
     measured=4,
 )
 SECOND = Script(
     batch_size=3,
-    n_heads=2,
+    n_heads=6,
     max_seq_len=11,
-    head_dim=4,
+    head_dim=10,
     calls=(("append", 2), ("append", 5), ("rewind", 0), ("append", 4), ("append", 1), ("append", 7), ("append", 6)),
     refused=5,
     measured=4,
@@ -67,6 +67,7 @@ class Step:
         call: in words.
         run: what the sandbox saw.
         pair: k_all and v_all as arrays, None for anything else.
+        slots: which token stands in each slot of them, None where it is none that came in.
         expected: the same, as it should be; None where nothing comes back.
         length: what the cache says afterwards, and what it should say.
         changed: a refused append has changed the cache's tensors.
@@ -77,6 +78,7 @@ class Step:
     call: str
     run: sandbox.Run
     pair: list[np.ndarray | None] = field(default_factory=list)
+    slots: list[object] = field(default_factory=list)
     expected: list[np.ndarray] | None = None
     length: object = None
     expected_length: int = 0
@@ -87,8 +89,8 @@ class Step:
     def outcome(self) -> tuple:
         """What two caches are compared by."""
         error = type(self.run.error).__name__ if self.run.error is not None else ""
-        arrays = [None if x is None else (x.shape, str(x.dtype), x.tobytes()) for x in self.pair]
-        return error, arrays, self.length, self.changed
+        kinds = [None if x is None else (x.shape, str(x.dtype)) for x in self.pair]
+        return error, kinds, self.slots, self.length, self.changed
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,10 @@ class BuildCache:
         with sandbox.plain_torch():
             deadline = time.monotonic() + sandbox.DEADLINE_S
             steps = play(answer, FIRST, deadline)
-            if _is_stub(answer, steps):
-                return not_attempted(self.id, [])
-            problem = self._first_round(steps) or _second_round(answer, deadline) or _bytes_moved(answer, deadline)
+            if empty := _still_empty(answer, steps):
+                text = f"Still empty: {empty}. Write it, then run both cells again."
+                return Verdict("not attempted", text, self.id)
+            problem = self._first_round(steps) or _second_round(answer, deadline) or _bytes_moved(answer, steps)
         printed = sandbox.shown("".join(step.run.printed for step in steps))
         if problem:
             return Verdict("failed", problem + printed, self.id)
@@ -153,6 +156,7 @@ def play(cache_class: object, script: Script, deadline: float, *, beside: bool =
         return steps
     cache, other = made.value, sandbox.run(cache_class, script.sizes, {}, deadline).value if beside else None
     kept: list[list[np.ndarray]] = [[], []]  # k and v of each token that should be in the cache
+    known: dict[bytes, tuple] = {}  # every token that ever came in
     for n, (name, size) in enumerate(script.calls):
         length, refused = len(kept[0]), n == script.refused
         if name == "rewind":
@@ -162,10 +166,10 @@ def play(cache_class: object, script: Script, deadline: float, *, beside: bool =
         else:
             args = [_tokens(script, size, n, way) for way in (0, 1)]
             text = f"append of {size} {'token' if size == 1 else 'tokens'} after {length}"
+            new = [list(x.numpy().copy().swapaxes(0, 2)) for x in args]  # [H, B, D] of each token
+            known |= {x.tobytes(): (way, n, t) for way in (0, 1) for t, x in enumerate(new[way])}
             if not refused:
-                kept = [tokens + list(x.numpy().swapaxes(0, 2)) for tokens, x in zip(kept, args, strict=True)]
-        if beside and name == "append" and size + length < script.max_seq_len:
-            sandbox.run(_call(other, "append"), [x + 100 for x in args], {}, deadline)
+                kept = [tokens + more for tokens, more in zip(kept, new, strict=True)]
         before = _tensors(cache) if refused else []
         written = None
         given = [x.clone() for x in args] if name == "append" else []
@@ -181,6 +185,7 @@ def play(cache_class: object, script: Script, deadline: float, *, beside: bool =
         if run.error is None and name == "append":
             values = list(run.value) if type(run.value) in (tuple, list) else []
             step.pair = [_as_array(x) for x in values] if len(values) == 2 else []
+            step.slots = [_slots(x, known) for x in step.pair]
             step.buffers = tuple(x.untyped_storage().data_ptr() for x in values if type(x) is torch.Tensor)
         said = sandbox.run(lambda: cache.length, [], {}, deadline)  # noqa: B023
         step.length = _as_number(said.value) if said.error is None else type(said.error).__name__
@@ -191,6 +196,11 @@ def play(cache_class: object, script: Script, deadline: float, *, beside: bool =
         if any(not torch.equal(a, b) for a, b in zip(given, args, strict=False)):
             step.changed = True
         steps.append(step)
+        if beside:
+            sandbox.run(_call(other, "rewind"), [0], {}, deadline)
+            sandbox.run(
+                _call(other, "append"), [_tokens(script, script.max_seq_len, 99, w) for w in (0, 1)], {}, deadline
+            )
         expected_error = refused and isinstance(run.error, ValueError)
         if run.used_package or (run.error is not None and not expected_error):
             break
@@ -292,36 +302,35 @@ def _second_round(cache_class: object, deadline: float) -> str | None:
     return None
 
 
-def _bytes_moved(cache_class: object, deadline: float) -> str | None:
+def _bytes_moved(cache_class: object, steps: list[Step]) -> str | None:
     with TrafficMeter():
         torch.ones(1) + 1  # the first operation under a meter imports much of torch: not the student's time
-    steps = play(cache_class, FIRST, time.monotonic() + sandbox.DEADLINE_S, meter=True)
-    step = steps[-1] if len(steps) < FIRST.measured + 2 else steps[FIRST.measured + 1]
-    if step.written is None or step.run.error is not None:
-        return None  # the meter cannot see this class: a tensor subclass, say
+    metered = play(cache_class, FIRST, time.monotonic() + sandbox.DEADLINE_S, meter=True)
+    step = next((step for step in metered if step.written is not None), None)
     token = 2 * FIRST.batch_size * FIRST.n_heads * FIRST.head_dim * 4
-    n_written = step.written / token
-    if n_written > 1 + _SLACK:
+    if step and step.run.error is None and step.written > (1 + _SLACK) * token:
         return (
-            f"Right numbers. But the append after the rewind wrote {n_written:.3g} tokens instead of 1 (traffic "
-            "meter): the buffer should be written in place and returned as a view."
+            f"Right numbers. But the append after the rewind wrote {step.written / token:.3g} tokens instead of 1 "
+            "(traffic meter): the buffer should be written in place and returned as a view."
         )
-    if steps[-1].buffers != step.buffers or n_written < 1 - _SLACK:
+    if steps[-1].buffers != steps[FIRST.measured + 1].buffers:
         return (
             "Right numbers. But what append returns does not lie in one buffer from call to call: return views of "
-            "the buffer that you write into, with torch operations."
+            "the buffer that you write into."
         )
     return None
 
 
-def _is_stub(answer: object, steps: list[Step]) -> bool:
-    """True if a method is as it was handed out and nothing was found wrong before it."""
+def _still_empty(answer: object, steps: list[Step]) -> str:
+    """Returns the method that is as it was handed out, if nothing was found wrong before it, else an empty text."""
     last = steps[-1]
+    if len(steps) == 1:
+        return "`__init__`" if last.run.is_stub(answer) and last.run.error is not None else ""
+    if steps[1].run.is_stub(getattr(answer, "append", None)):
+        return "`append`"
     name = "rewind" if last.call.startswith("rewind") else "append"
-    function = answer if len(steps) == 1 else getattr(answer, name, None)
-    if isinstance(last.run.error, NotImplementedError):
-        return last.run.is_stub(function) and first_problem(steps[:-1], FIRST) is None
-    return len(steps) > 1 and steps[1].run.is_stub(getattr(answer, "append", None))
+    is_stub = isinstance(last.run.error, NotImplementedError) and last.run.is_stub(getattr(answer, name, None))
+    return f"`{name}`" if is_stub and first_problem(steps[:-1], FIRST) is None else ""
 
 
 def _trouble(run: sandbox.Run) -> str:
@@ -331,6 +340,13 @@ def _trouble(run: sandbox.Run) -> str:
 def _tokens(script: Script, n_new: int, n: int, way: int) -> torch.Tensor:
     shape = script.batch_size, script.n_heads, n_new, script.head_dim
     return torch.from_numpy(normal((34, script.max_seq_len, n, way), *shape)).float()
+
+
+def _slots(array: np.ndarray | None, known: dict[bytes, tuple]) -> object:
+    """Returns the token in each slot of `[B, H, S, D]`: which call brought it, None for none."""
+    if array is None or array.ndim != 4:
+        return None
+    return [known.get(token.tobytes()) for token in np.ascontiguousarray(array.swapaxes(0, 2)).copy()]
 
 
 def _call(cache: object, name: str):
@@ -349,11 +365,10 @@ def _as_array(value: object) -> np.ndarray | None:
 
 def _as_number(value: object) -> int | str:
     """Returns a whole number of any kind as int, else the name of what it is."""
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.size in (1, torch.Size([1])):
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and len(np.shape(value)) == 0:
         value = value.item()
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
-    return int(value) if isinstance(value, int | float) and type(value) is not bool and value == int(value) else "other"
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    return int(value) if is_whole else type(value).__name__
 
 
 def _tensors(cache: object) -> list[np.ndarray]:

@@ -61,5 +61,5 @@ IS_CAUSAL = FindMistake(
     too_small=lambda q_len, kv_len: f"{_ALIGN} Try again with at least two." if kv_len == 1 else None,
     more={"wrong_ones": _examine_wrong_ones},
     notice="Both versions were run on your sizes. Notice: every test of a whole text has T = S, so none of them can "
-    "see this. Only a decode step can.",
+    "see this. Test with a past, too: T < S.",
 )

@@ -153,7 +153,7 @@ def _cat_count(self, k, v):
 
 
 _REWIND = "After rewind(4) the next token must land at index 4."
-_WHOLE = "8 keys came back, 5 of them are zeros. A zero key has score 0, not weight 0: attention would look at it."
+_WHOLE = "8 keys came back, 5 of them from empty slots. A zero key has score 0, not weight 0: attention looks at it."
 _OVERWROTE = "Token 3 overwrote token 0: each append must begin where the last one ended."
 _SILENT = "Nothing was raised when 5 tokens came into 3 free slots."
 _HALF = "It raised, but slots 5–7 had changed: check before you write."
