@@ -1,5 +1,9 @@
 """Lesson 04: right forms pass, wrong ones are rejected and named, the figure draws Shazeer's ratio."""
 
+import inspect
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,7 @@ from gqa_lab import attention, plots, reference
 from gqa_lab.checks import case, check
 from gqa_lab.checks.answers import agrees
 from gqa_lab.checks.engine import EXERCISES
-from gqa_lab.checks.multi_query.broadcast import N_HEADS, outcome
+from gqa_lab.checks.multi_query.broadcast import N_HEADS, attend_forgot, outcome
 from gqa_lab.checks.multi_query.mqa import causal, truth
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")  # the checks hand over wrong shapes on purpose, many times
@@ -339,6 +343,13 @@ def test_every_loud_number_of_tokens_passes(n_tokens):
 def test_silence_is_at_one_token_and_at_as_many_as_heads():
     assert [n for n in range(1, 40) if outcome(n) != "raises"] == [1, N_HEADS]
     assert outcome(1) == "agrees" and outcome(N_HEADS) == "differs"
+
+
+def test_the_function_in_the_notebook_is_the_one_that_is_run():
+    path = Path(__file__).parents[1] / "solutions" / "04_multi_query.ipynb"
+    [cell] = [c for c in nbformat.read(path, as_version=4).cells if c.id == "broadcast-code"]
+    printed = [line.split("  #")[0] for line in cell.source.split("\n\n")[0].splitlines()]
+    assert printed[1:] == inspect.getsource(attend_forgot).splitlines()[2:]
 
 
 @pytest.mark.parametrize(

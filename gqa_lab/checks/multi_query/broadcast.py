@@ -11,7 +11,8 @@ N_HEADS, _B, _D, _LARGEST = 6, 2, 4, 4096
 def attend_forgot(q, k, v):
     """The function of the notebook: k and v should be [B, 1, S, D]."""
     scores = q @ k.mT / q.shape[-1] ** 0.5
-    return scores.softmax(-1) @ v
+    weights = scores.softmax(-1)
+    return weights @ v
 
 
 def outcome(n_tokens: int) -> str:
