@@ -720,7 +720,7 @@ def test_the_cache_line_is_the_formula_and_the_weights_are_level():
     assert line.get_xdata()[-1] == 100_000 and line.get_ydata()[-1] == 100_000 * 512 / 2**20
     assert len(set(weights.get_ydata())) == 1
     assert "reached in turn 13" in axes.get_label() and "made for 4,096 tokens" in axes.get_label()
-    assert "not reached" in plots.cache_growth_text(shape, turns=1, tokens_per_turn=10)
+    assert "not reached" in plots.cache_growth(shape, turns=1, tokens_per_turn=10).get_label()
 
 
 @pytest.mark.parametrize("turns, tokens", [(0, 5), (5, 0)])

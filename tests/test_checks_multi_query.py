@@ -15,6 +15,7 @@ from gqa_lab.checks.answers import agrees
 from gqa_lab.checks.engine import EXERCISES
 from gqa_lab.checks.multi_query.broadcast import N_HEADS, attend_forgot, outcome
 from gqa_lab.checks.multi_query.mqa import causal, truth
+from gqa_lab.plots.ratio import shazeer_ratio_text
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")  # the checks hand over wrong shapes on purpose, many times
 RATIO, MQA, BROADCAST, WHAT_SHRINKS = (
@@ -393,7 +394,7 @@ def test_the_figure_draws_both_sums_and_their_four_terms():
     assert np.allclose(drawn["MHA"], [1.5, 1.0, 0.625])
     assert np.allclose(drawn["MQA"], [x + 1 / 4096 + 1 / 64 for x in (1, 0.5, 0.125)])
     assert len(axes.lines) == 6
-    assert axes.get_label() == plots.shazeer_ratio_text(2048, 4096, 32, batch_sizes=(1, 2, 8))
+    assert axes.get_label() == shazeer_ratio_text(2048, 4096, 32, batch_sizes=(1, 2, 8))
 
 
 def test_the_figure_gives_each_kind_its_own_style_and_renders_to_the_same_bytes():

@@ -134,7 +134,7 @@ def mistake_of(exercise_id: str) -> tuple[str, str] | None:
     if mistakes := getattr(exercise, "mistakes", ()):
         return f'wrong = EXERCISES["{exercise_id}"].mistakes[0].wrong', mistakes[0].diagnosis
     if isinstance(exercise, FindMistake):
-        return 'wrong = {"line": 0, "exposing": 0, "hiding": 0}', "`exposing`: "
+        return f"wrong = dict.fromkeys({exercise.keys!r}, 0)", "`exposing`: "
     return None
 
 
