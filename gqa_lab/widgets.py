@@ -76,7 +76,7 @@ def head_map_explorer(n_heads: int = 8, n_kv_heads: int = 2) -> LiveFigure:
 
 
 def cache_growth_explorer(
-    models: tuple[str, ...] = ("llama-2-7b", "phi-2", "phi-3.5-mini", "smollm2-1.7b"),
+    models: tuple[str, ...] = ("llama-2-7b", "phi-2", "smollm2-1.7b", "command-r-v01"),
     turns: int = 50,
     tokens_per_turn: int = 2000,
 ) -> LiveFigure:
