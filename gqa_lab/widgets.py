@@ -130,7 +130,7 @@ def _slider(name: str, value: int, largest: int) -> ipywidgets.IntSlider:
 
 
 def cache_growth_explorer(
-    models: tuple[str, ...] = ("llama-2-7b", "phi-2", "phi-3.5-mini", "smollm2-1.7b"),
+    models: tuple[str, ...] = ("llama-2-7b", "phi-2", "smollm2-1.7b", "command-r-v01"),
     turns: int = 50,
     tokens_per_turn: int = 2000,
 ) -> LiveFigure:
