@@ -68,7 +68,7 @@ def by_einsum(q, k, v, mask):
 
 def by_masked_exponentials(q, k, v, mask):
     scores = q @ k.T / q.shape[-1] ** 0.5
-    e = np.exp(scores - scores.max()) * mask
+    e = np.exp(np.where(mask, scores - np.where(mask, scores, -1e30).max(-1, keepdims=True), -1e30)) * mask
     return (e @ v) / e.sum(-1, keepdims=True)
 
 
@@ -236,8 +236,9 @@ def test_seed_0_is_what_the_notebook_prints():
         ([[0, 0], [6, 0], [2, 4]], "may look at its own position"),
         ([[6, 0], [3, 3], [4, 4]], "plain averages"),
         ([[2, 0], [2, 3], [8, 9]], "Each column sums to 1"),
-        ([[6, 0], [2, 4]], "You gave 2 numbers"),
-        ([[6, 0], [2, 4], [4, 6]], "is not right"),
+        ([[6, 0], [2, 4]], "You gave 2 rows"),
+        ([[6, 0], [2, 4], [4, 6]], "Row 2 is the first that is not right"),
+        ([[6, 0], [0, 6], [3.6, 6]], "e⁰ is 1, not 0"),
         ("[[6, 0]]", "is text"),
     ],
 )

@@ -84,7 +84,11 @@ class Hand:
         if isinstance(value, str) and not isinstance(right, str):
             known = [f"{value!r} is text; write a number, without quotes."]
         if isinstance(right, list) and not known and isinstance(value, list) and len(value) != len(right):
-            known = [f"You gave {len(value)} numbers. {self.look[key]}"]
+            what = "rows" if isinstance(right[0], list) else "numbers"
+            known = [f"You gave {len(value)} {what}. {self.look[key]}"]
+        if isinstance(right, list) and isinstance(right[0], list) and not known and isinstance(value, list):
+            first = next(i for i, pair in enumerate(zip(value, right, strict=True)) if not agrees(*pair))
+            known = [f"Row {first} is the first that is not right. {self.look[key]}"]
         return f"`{key}`: " + (
             " Or: ".join(dict.fromkeys(known)) or f"{reprlib.repr(value)} is not right. {self.look[key]}"
         )

@@ -12,7 +12,7 @@ from gqa_lab.checks.answers import Mistake, has_blanks, listed, not_attempted, p
 from gqa_lab.checks.verdict import Verdict
 
 BOTH_AGREE = "Both versions give the same numbers here. Which sizes or values make the two lines do different work?"
-ALREADY_SHOWS = "The mistake already shows here ({}). Look for sizes where the two lines mean the same."
+ALREADY_SHOWS = "The mistake already shows here ({}). Look for sizes or values where the two lines mean the same."
 RIGHT_INPUTS = "Your inputs show it. Run the function line by line on them: where do the numbers first differ?"
 
 
@@ -116,7 +116,8 @@ class FindMistake:
     def _outcome(self, args: tuple) -> str:
         """Returns "agrees", "raises", or where the two versions first differ."""
         try:
-            wrong, right = np.asarray(self.wrong(*args)), np.asarray(self.right(*args))
+            with np.errstate(all="ignore"):
+                wrong, right = np.asarray(self.wrong(*args)), np.asarray(self.right(*args))
         except (ValueError, IndexError, RuntimeError):
             return "raises"
         if wrong.shape != right.shape:

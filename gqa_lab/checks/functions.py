@@ -20,6 +20,10 @@ from gqa_lab.checks.verdict import Verdict
 TOLERANCE = 1e-9
 _ROUNDING = 1e-3  # errors below come from float32 or float16 in between, not from a wrong idea
 AXES = {"B": "batch", "H": "head", "G": "KV head", "T": "query", "S": "token", "D": "number", "C": "column", "r": "row"}
+_NEARLY = (
+    "Nearly right: you lost precision on the way. Look for a fixed dtype, a rounding, a small constant that you added, "
+    "or a hidden score that is not low enough."
+)
 _FIRST = ("stopped", "package", "type", "dtype", "changed")  # told before any known mistake is looked for
 _STAGES = ("stopped", "package", "raised", "type", "shape", "dtype", "changed", "nan", "values")
 
@@ -150,7 +154,7 @@ class Attempt:
             return "", ""
         is_tensor = got.ndim > 0 and got.dtype != bool
         if is_tensor and np.abs(got - expected).max() < _ROUNDING:
-            return "dtype", "Nearly right: you lost precision on the way. Look for a fixed dtype."
+            return "dtype", _NEARLY
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
         text = _where(wrong, index, self.exercise.axes) if got.ndim else f"It returned {got.item():.4g}."
         explained = self.exercise.explain(self.case, got, index)
@@ -229,7 +233,7 @@ def shape_message(got: tuple, expected: tuple, axes: str) -> str:
     text = f"Your result has shape {list(got)}; it should be [{', '.join(axes)}] = {list(expected)}."
     swapped = [i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b]
     if len(got) != len(expected):
-        return f"{text} It has {len(got)} axes instead of {len(expected)}."
+        return f"{text} It has {len(got)} ax{'i' if len(got) == 1 else 'e'}s instead of {len(expected)}."
     if len(swapped) == 2 and sorted(got) == sorted(expected):
         return f"{text} Axes {axes[swapped[0]]} and {axes[swapped[1]]} look swapped."
     if sorted(got) == sorted(expected):

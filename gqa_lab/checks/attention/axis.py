@@ -10,13 +10,13 @@ _LARGEST = 64
 
 def over_queries(s: np.ndarray) -> np.ndarray:
     """Wrong: divides each weight by the sum of its column."""
-    e = np.exp(s - s.max())
+    e = np.exp(s - s.max(axis=1, keepdims=True))
     return e / e.sum(axis=0, keepdims=True)
 
 
 def over_keys(s: np.ndarray) -> np.ndarray:
     """Returns the right weights."""
-    e = np.exp(s - s.max())
+    e = np.exp(s - s.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
 
 
@@ -27,13 +27,13 @@ def _scores(value: object) -> tuple | str:
         return "Write scores as rows of numbers of one length, or as an array [T, S]."
     if s.ndim != 2 or 0 in s.shape or max(s.shape) > _LARGEST:
         return f"Scores are a table [T, S] with 1 to {_LARGEST} rows and columns; yours has shape {list(s.shape)}."
-    return (s,) if np.isfinite(s).all() and np.ptp(s) < 700 * 1000 else "Write finite scores of a moderate size."
+    return (s,) if np.abs(s).max() < 1e6 else "Write finite scores of a moderate size."
 
 
 def _fools_nobody(s: np.ndarray) -> str | None:
     if s.size == 1:
         return "Try again with at least 2 queries and 2 keys."
-    return "All scores are equal. Try again with scores that differ." if np.ptp(s) == 0 else None
+    return "All scores are equal, or nearly. Try again with scores that differ." if np.ptp(s) < 0.1 else None
 
 
 _EXPOSING, _HIDING = [[0.0, 1.0, 2.0], [1.0, 0.0, 3.0]], [[100.0, 0.0, 0.0], [0.0, 100.0, 0.0], [0.0, 0.0, 100.0]]

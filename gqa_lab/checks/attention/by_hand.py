@@ -56,6 +56,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         "scores": "You used the scores as weights. Exponentiate first.",
         "columns": "Each column sums to 1. A *query's* weights must.",
         "sums": "These are sums, not averages: divide by the sum of the weights that a query gives.",
+        "e⁰": "e⁰ is 1, not 0: a score of 0 is a score like any other.",
         "last": "You gave one row three times. Each query has a row of its own.",
     }
     own = _right(numbers)["output"]
@@ -71,6 +72,10 @@ def _wrong(numbers: dict) -> list[Mistake]:
         "sums": [_mix(numbers, masked, normalise=False)],
         "last": [[own[0]] * 3],
     }
+    v0 = [float(x) for x in numbers["v"][0]]
+    rows["scores"].append([v0, *rows["scores"][0][1:]])
+    if "0" in numbers["scores"]:
+        rows["e⁰"] = [[v0, *_mix(numbers, np.where(masked == 1.0, 0.0, masked))[1:]]]
     return [Mistake("output", value, texts[name]) for name, values in rows.items() for value in values]
 
 

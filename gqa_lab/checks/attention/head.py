@@ -1,5 +1,6 @@
 """01.attention: one head with a mask."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -90,6 +91,18 @@ _MISTAKES = (
             "You exponentiated and did not divide: a query's weights should sum to 1."),
     Mistake("mask times scores", lambda *a: attend(*a, hide=lambda x, m: x * m), _FORGOTTEN),
     Mistake("tiny score", lambda *a: attend(*a, hide=lambda x, m: np.where(m, x, 1e-9)), _FORGOTTEN),
+    Mistake("0 · ∞", lambda *a: attend(*a, hide=lambda x, m: x + (1.0 - m) * -np.inf),
+            "0 · ∞ is not a number, and that is what visible keys got. Choose between two scores instead."),
+    Mistake("+∞", lambda *a: attend(*a, hide=lambda x, m: np.where(m, x, np.inf)),
+            "Hidden keys got +∞, the largest score there is. Which one gives the weight 0?"),
+    Mistake("no mask, no scale", lambda *a: attend(*a, hide=lambda x, m: x, scale=lambda t, s, d: 1.0),
+            "Two things are missing: the scale, and the mask."),
+    Mistake("divided by 8", lambda *a: attend(*a, scale=lambda t, s, d: 1 / 8),
+            "You scaled by a fixed number. It follows from head_dim, the length of the dot product."),
+    Mistake("divided by √2", lambda *a: attend(*a, scale=lambda t, s, d: 2**-0.5),
+            "You scaled by a fixed number. It follows from head_dim, the length of the dot product."),
+    Mistake("divided nowhere", lambda *a: attend(*a, weigh=lambda x: np.exp(x - x.max(-1, keepdims=True))),
+            "You exponentiated and did not divide: a query's weights should sum to 1."),
     Mistake("mask added", lambda *a: attend(*a, hide=lambda x, m: x + m),
             "You added the mask as 0 and 1. A hidden key needs the score −inf."),
     Mistake("mask times weights", _masked_after, _AFTER),
@@ -118,6 +131,20 @@ def _sees(case: Case, got: np.ndarray, index: tuple) -> str:
     return f"There it may look at the keys {', '.join(map(str, keys))}."
 
 
+def _large_scores(attention: Callable) -> str | None:
+    """Scores of thousands, as a model makes them now and then."""
+    for case in _cases(0):
+        q, k, v, mask = copied(case)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            got = attention(1e4 * q, k, v, mask)
+        if not np.isfinite(got).all():
+            return (
+                "Right for scores of the usual size. At scores of thousands your result holds NaN: is softmax stable?"
+            )
+    return None
+
+
 ATTENTION = Build(
     id="01.attention",
     level="build ●●○ 12 min, core",
@@ -129,6 +156,7 @@ ATTENTION = Build(
     arguments=copied,
     result_type=np.ndarray,
     explain=_sees,
-    tested="Tested with T < S, T = S, one query, a square of 3, and a mask with holes.",
+    beyond=_large_scores,
+    tested="Tested with T < S, T = S, one query, a square of 3, a mask with holes, and large scores.",
     notice="Notice: nothing in it knows how many queries or keys there are. That is why a model can read any length.",
 )

@@ -9,8 +9,8 @@ from gqa_lab.checks.cases import Case
 from gqa_lab.checks.functions import Build
 
 _N_QUERIES, _N_KEYS = 1000, 64
-_FIRST = ((64, False), (4, False), (64, True))
-_SECOND = ((144, False), (9, False), (16, True))
+_FIRST = ((64, False), (256, True))
+_SECOND = ((4, False), (144, True))
 
 
 def _cases(round_: int) -> list[Case]:
@@ -36,9 +36,13 @@ def _measure(summary: Callable, power: float = 0.5) -> Callable:
     return lambda head_dim, scale: float(summary(_scores(head_dim, head_dim**-power if scale else 1.0)))
 
 
+def _scaled_by(factor: Callable) -> Callable:
+    return lambda d, scale: float(_softmax(_scores(d, factor(d) if scale else 1.0)).max(-1).mean())
+
+
 _MISTAKES = (
     Mistake("mean of all weights", _measure(lambda s: _softmax(s).mean()),
-            "You averaged all 64 weights; they always average 1/64. Take the largest of each query."),
+            "Yours never exceeds 1/64: the mean of all 64 weights, or the smallest. Take the largest of each query."),
     Mistake("one maximum", _measure(lambda s: _softmax(s).max()),
             "You took one maximum over all queries. Take the largest of each query, then their mean."),
     Mistake("scores", _measure(lambda s: s.max(-1).mean()), "That is a score, not a weight: softmax comes first."),
@@ -50,6 +54,10 @@ _MISTAKES = (
             "`scale` changes nothing in your function."),
     Mistake("always scaled", lambda head_dim, scale: _measure(lambda s: _softmax(s).max(-1).mean())(head_dim, True),
             "`scale=False` changes nothing in your function: it always scales."),
+    Mistake("fixed scale", _scaled_by(lambda d: 1 / 8),
+            "You divided by 8 whatever head_dim is. There are 64 keys, but look at the length of a dot product."),
+    Mistake("weights scaled", lambda d, scale: _scaled_by(lambda d: 1.0)(d, scale) / (d**0.5 if scale else 1.0),
+            "You divided the weights. The scale belongs to the scores, before the softmax."),
     Mistake("scale upside down", _measure(lambda s: _softmax(s).max(-1).mean(), power=-0.5),
             "With the scale, your weights are sharper than without: you multiplied by √D."),
 )  # fmt: skip
@@ -63,8 +71,9 @@ SATURATION = Build(
     axes="",
     mistakes=_MISTAKES,
     result_type=float,
+    explain=lambda case, got, index: "A weight cannot be above 1." if got > 1 else "",
     tolerance=0.03,
-    tested="Tested with head_dim from 4 to 144, with the scale and without.",
+    tested="Tested with head_dim from 4 to 256, with the scale and without.",
     notice="Notice: with the scale it is about 0.1 for every head_dim. Without it a head of 64 uses one or two of its "
     "64 keys.",
 )

@@ -13,7 +13,7 @@ def _cases(round_: int) -> list[Case]:
     large = np.array([[0.0, 1.0 + round_], [1000.0, 1001.0 + round_]])
     hidden = np.array([[0.5 + round_, -np.inf, 1.0], [2.0, 0.25, -np.inf]])
     arrays = [normal((11, round_), 3, 5), normal((12, round_), 3, 3), large, hidden]
-    return [Case((x,), {"r": x.shape[0], "n": x.shape[1]}) for x in arrays]
+    return [Case((x,), {"rows": x.shape[0], "columns": x.shape[1]}) for x in arrays]
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -74,6 +74,8 @@ _MISTAKES = (
             "All weights together sum to 1; each row should."),
     Mistake("one sum and one maximum for all", _with(largest=np.max, total=np.sum),
             "All weights together sum to 1; each row should."),
+    Mistake("one sum for all, no maximum", _with(largest=lambda x: 0.0, total=np.sum),
+            "Two things: all weights together sum to 1, each row should; and e¹⁰⁰⁰ is infinite. Begin with the rows."),
     Mistake("logarithm", lambda x: np.log(_softmax(x)), "These are logarithms of weights."),
     Mistake("not divided", _with(largest=_row_max, total=lambda e: 1.0),
             _UNDIVIDED),
