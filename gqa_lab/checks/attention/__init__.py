@@ -2,6 +2,7 @@
 
 from gqa_lab.checks.attention.axis import AXIS
 from gqa_lab.checks.attention.by_hand import BY_HAND
+from gqa_lab.checks.attention.effective_keys import EFFECTIVE_KEYS
 from gqa_lab.checks.attention.head import ATTENTION
 from gqa_lab.checks.attention.predictions import PREDICTIONS
 from gqa_lab.checks.attention.saturation import SATURATION
@@ -9,4 +10,4 @@ from gqa_lab.checks.attention.softmax import SOFTMAX
 
 __all__ = ["EXERCISES", "PREDICTIONS", "TITLE"]
 TITLE = "01 attention"
-EXERCISES = (BY_HAND, SOFTMAX, ATTENTION, AXIS, SATURATION)
+EXERCISES = (BY_HAND, SOFTMAX, ATTENTION, AXIS, SATURATION, EFFECTIVE_KEYS)

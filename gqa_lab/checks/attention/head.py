@@ -139,9 +139,7 @@ def _large_scores(attention: Callable) -> str | None:
             warnings.simplefilter("ignore")
             got = attention(1e4 * q, k, v, mask)
         if not np.isfinite(got).all():
-            return (
-                "Right for scores of the usual size. At scores of thousands it holds NaN: is softmax stable?"
-            )
+            return "Right for scores of the usual size. At scores of thousands it holds NaN: is softmax stable?"
     return None
 
 
