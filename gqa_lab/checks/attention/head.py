@@ -1,10 +1,11 @@
 """01.attention: one head with a mask."""
 
-import warnings
+import time
 from collections.abc import Callable
 
 import numpy as np
 
+from gqa_lab.checks import sandbox
 from gqa_lab.checks.answers import Mistake
 from gqa_lab.checks.cases import Case, copied, normal
 from gqa_lab.checks.functions import Build
@@ -132,14 +133,20 @@ def _sees(case: Case, got: np.ndarray, index: tuple) -> str:
 
 
 def _large_scores(attention: Callable) -> str | None:
-    """Scores of thousands, as a model makes them now and then."""
+    """Scores of thousands, as a model makes them now and then: not only finite, but right."""
+    deadline = time.monotonic() + sandbox.DEADLINE_S
     for case in _cases(0):
         q, k, v, mask = copied(case)
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            got = attention(1e4 * q, k, v, mask)
-        if not np.isfinite(got).all():
+        run = sandbox.run(attention, [1000 * q, k, v, mask], {}, deadline)
+        if run.error is not None:
+            return f"Right for scores of the usual size. At scores of thousands it fails. {run.trouble()}"
+        if not np.isfinite(run.value).all():
             return "Right for scores of the usual size. At scores of thousands it holds NaN: is softmax stable?"
+        if not np.allclose(run.value, attend(1000 * q, k, v, mask), rtol=1e-9, atol=1e-9):
+            return (
+                "Right for scores of the usual size, finite but wrong at scores of thousands. Did you cut scores off? "
+                "Or is the score of a hidden key not low enough to stay below all others?"
+            )
     return None
 
 
