@@ -8,7 +8,7 @@ from gqa_lab.checks import case, check
 from gqa_lab.checks.engine import EXERCISES
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")  # the checks hand over wrong shapes on purpose
-EFFECTIVE_KEYS = EXERCISES["01.effective_keys"]
+KEYS_USED = EXERCISES["01.keys_used"]
 RIGHT = {"keys": 2**1.75, "head_dim": 16}
 
 
@@ -58,17 +58,17 @@ def test_the_widget_redraws_for_a_head_dim_by_slider_or_by_number_and_for_the_sc
     assert "head_dim 16, scaled" in figure._view.value
 
 
-# ---- 01.effective_keys ---------------------------------------------------------------------------
+# ---- 01.keys_used ---------------------------------------------------------------------------
 
 
 def test_seed_0_is_what_the_notebook_prints():
-    assert case("01.effective_keys") == {
+    assert case("01.keys_used") == {
         "weights": [0.5, 0.25, 0.125, 0.125],
         "fewer_than": 6,
         "head_dims": [4, 8, 16, 64, 256],
     }
-    assert check("01.effective_keys", RIGHT)
-    assert check("01.effective_keys", {"keys": 3.36, "head_dim": np.int64(16)})
+    assert check("01.keys_used", RIGHT)
+    assert check("01.keys_used", {"keys": 3.36, "head_dim": np.int64(16)})
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,19 @@ def test_seed_0_is_what_the_notebook_prints():
     ],
 )
 def test_a_wrong_count_of_keys_is_named(change, part):
-    case("01.effective_keys")
-    verdict = check("01.effective_keys", RIGHT | change)
+    case("01.keys_used")
+    verdict = check("01.keys_used", RIGHT | change)
     assert verdict.status == "failed" and part in verdict.message and "Right: " in verdict.message, verdict
 
 
 @pytest.mark.parametrize("seed", range(0, 99, 7))
 def test_the_limit_is_never_so_near_that_another_draw_decides(seed):
     """Students draw their own random numbers, 1,000 queries and keys of their own; all have to find the same head_dim."""
-    numbers = EFFECTIVE_KEYS.draw(seed)
+    numbers = KEYS_USED.draw(seed)
     rng, used = np.random.default_rng((77, seed)), []
     for d in numbers["head_dims"]:
         scores = rng.standard_normal((1000, d)) @ rng.standard_normal((64, d)).T
         e = np.exp(scores - scores.max(-1, keepdims=True))
         used.append(plots.effective_keys(e / e.sum(-1, keepdims=True)))
     first = next(d for d, n in zip(numbers["head_dims"], used, strict=True) if n < numbers["fewer_than"])
-    assert first == EFFECTIVE_KEYS.right(numbers)["head_dim"], used
+    assert first == KEYS_USED.right(numbers)["head_dim"], used

@@ -1,4 +1,4 @@
-"""01.effective_keys: how many keys a head uses, and from which head_dim on an unscaled head uses few."""
+"""01.keys_used: how many keys a head uses, and from which head_dim on an unscaled head uses few."""
 
 from functools import lru_cache
 from itertools import count
@@ -70,8 +70,8 @@ def _wrong(numbers: dict) -> list[Mistake]:
     ]
 
 
-EFFECTIVE_KEYS = Hand(
-    id="01.effective_keys",
+KEYS_USED = Hand(
+    id="01.keys_used",
     level="decide ●●○ 8 min, further",
     draw=_draw,
     right=_right,
