@@ -217,6 +217,9 @@ def test_what_is_beyond_values_is_told_kindly(name, part):
         (changed(q=lambda x: x / x.shape[1] ** 0.5), "√(H·D)"),
         (changed(mask=torch.ones_like), "Every query sees every key"),
         (changed(mask=lambda m: ~m), "upside down"),
+        (lambda q, k, v, m: by_sdpa(q, k, v, ~m), "upside down"),
+        (lambda q, k, v, m: by_loops(q, k, v, ~m), "upside down"),
+        (lambda q, k, v, m: by_heads(q, k, v, ~m), "upside down"),
         (changed(mask=lambda m: torch.ones_like(m).tril(m.shape[1] - m.shape[0])), "causal mask of your own"),
         (changed(out=lambda x: x.permute(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)), "You merged the heads"),
         (changed(out=lambda x: x.sum(1, keepdim=True).repeat(1, x.shape[1], 1, 1)), "You merged the heads"),
@@ -279,6 +282,8 @@ def test_seed_0_is_what_the_notebook_prints():
     [
         ("04.ratio", NUMBERS, {"mha": 0.5}, "1/b is missing"),
         ("04.ratio", NUMBERS, {"mqa": 0.0322}, "1/b is missing"),
+        ("04.ratio", NUMBERS, {"mqa": 0.625}, "That is MHA's"),
+        ("04.ratio", NUMBERS, {"largest": "n/d"}, "n/d is a term of MHA."),
         ("04.ratio", NUMBERS, {"mqa": 0.0391}, "Only the cache term is divided by h."),
         ("04.ratio", NUMBERS, {"gain": 16}, "Only one term shrinks 16 times"),
         ("04.ratio", NUMBERS, {"mha": 8.5}, "You added b instead of 1/b"),
