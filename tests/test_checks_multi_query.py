@@ -300,7 +300,7 @@ def test_seed_0_is_what_the_notebook_prints():
         ("04.what_shrinks", FACTORS, {"score_multiply_adds": 32}, "Count the pairs (query head, key)"),
         ("04.what_shrinks", FACTORS, {"q_proj": 32}, "How many query heads are there now?"),
         ("04.what_shrinks", FACTORS, {"o_proj": 32}, "How many query heads are there now?"),
-        ("04.what_shrinks", FACTORS, {"cache": 64}, "K and V shrink together, 32 times in all."),
+        ("04.what_shrinks", FACTORS, {"cache": 64}, "K and V shrink by the same factor"),
         ("04.what_shrinks", FACTORS, {"k_proj": 1}, "Its output has one head"),
         ("04.what_shrinks", FACTORS, {"v_proj": 1 / 32}, "what is left"),
         ("04.what_shrinks", FACTORS, {"k_proj": 128}, "That is head_dim"),

@@ -58,7 +58,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
     cache = terms["1/d"] + terms["n/(dh)"]
     replies = {
         "1/d": "1/d is one activation against d multiply-adds. Write the three terms as decimals and compare.",
-        "n/(dh)": "The cache was the largest term before. Write the three terms as decimals and compare.",
+        "n/(dh)": "The cache is h times narrower now. Write the three terms as decimals and compare.",
         "1/b": "Here the weights are not the largest term. Write the three terms as decimals and compare.",
     }
     return [
