@@ -188,7 +188,7 @@ def test_a_wrong_answer_that_is_not_listed_is_rejected_and_not_misnamed(exercise
 
 def test_an_unlisted_mistake_is_told_where_it_begins_and_what_may_be_seen_there():
     text = check("01.attention", UNLISTED["01.attention"]["first key forgotten"]).message
-    assert "Wrong first at query 0" in text and "it may look at the keys" in text
+    assert "Wrong first at query 1" in text and "it may look at the keys" in text
 
 
 @pytest.mark.parametrize(

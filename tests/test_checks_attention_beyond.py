@@ -48,8 +48,8 @@ def test_a_head_that_hides_with_a_very_low_number_passes():
 @pytest.mark.parametrize(
     "function, part",
     [
-        (head(lambda x: np.clip(x, -50, 50)), "Did you cut scores off?"),
-        (head(hidden=-100.0), "not low enough"),
+        (head(lambda x: np.clip(x, -50, 50)), "is no score cut off?"),
+        (head(hidden=-100.0), "a hidden score far below every other"),
         (head(weigh=by_exponentials), "it holds NaN: is softmax stable?"),
         (head(refusing), "too large for me"),
         (head(endless), "still running"),

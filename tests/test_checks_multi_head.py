@@ -415,7 +415,7 @@ def test_the_parameters_on_paper_are_those_of_the_packages_layer(seed):
         ("02.columns", {"columns": [4, 10], "token_and_column": [2, 0]}, "You cut columns as (D, H)"),
         ("02.columns", {"columns": [6, 7], "token_and_column": [2, 0]}, "You counted heads from 1"),
         ("02.columns", {"columns": [4, 5], "token_and_column": [2, 0]}, "Head 4 starts after 4 whole heads"),
-        ("02.columns", {"columns": [8, 9], "token_and_column": (0, 8)}, "That is what you wanted. Count 24 numbers"),
+        ("02.columns", {"columns": [8, 9], "token_and_column": (0, 8)}, "That is what a right split would put there."),
         ("02.columns", {"columns": (8, 9, 10), "token_and_column": (2, 0)}, "one column too many"),
         ("02.columns", {"columns": [8], "token_and_column": (2, 0)}, "You gave 1 numbers"),
         ("02.params", {"first": 2_359_296, "second": 4_194_304}, "You assumed n_heads · head_dim = d_model"),

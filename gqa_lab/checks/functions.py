@@ -24,6 +24,10 @@ _NEARLY = (
     "Nearly right: you lost precision on the way. Look for a fixed dtype, a rounding, a small constant that you added, "
     "or a hidden score that is not low enough."
 )
+_TURNED = (
+    "Right for arrays made row by row, wrong for the same numbers in another order in memory, as a transpose leaves "
+    "them. Index by axes; don't count through the memory."
+)
 _FIRST = ("stopped", "package", "type", "dtype", "changed")  # told before any known mistake is looked for
 _STAGES = ("stopped", "package", "raised", "type", "shape", "dtype", "changed", "nan", "values")
 
@@ -78,7 +82,7 @@ class Build:
             first = [Attempt(self, answer, case, {}, deadline) for case in self.cases(0)]
             if first[0].run.is_stub(answer):
                 return not_attempted(self.id, [])
-            problem = self._first_round(first) or self._later(answer, deadline)
+            problem = self._first_round(first) or self._later(answer, first, deadline)
         printed = sandbox.shown(first[0].run.printed)
         if problem:
             return Verdict("failed", problem + printed, self.id)
@@ -101,7 +105,7 @@ class Build:
         """Returns the known mistake that gives the same results in every case, if there is one."""
         return next((m for m in self.mistakes if all_same(self, m, attempts)), None)
 
-    def _later(self, function: Callable, deadline: float) -> str | None:
+    def _later(self, function: Callable, first: list["Attempt"], deadline: float) -> str | None:
         for case, text in self.refusals:
             run = sandbox.run(function, self.arguments(case), {}, deadline)
             if run.error is None:
@@ -114,15 +118,22 @@ class Build:
                 return f"{again.finding}\nIt was called with {listed(self.keywords)} as in the task's signature."
             if again.stage:
                 return f"Right at first, wrong when called again with other numbers: does it remember?\n{again.finding}"
+            turned = Attempt(self, function, case, dict(self.keywords), deadline, turned=True)
+            if turned.stage in ("values", "nan", "stopped"):
+                return f"{_TURNED}\n{turned.finding}"
+        if any(not _same(_as_array(a.run.value, self.result_type), a.got, 0.0) for a in first):
+            return "A later call of your function changed what an earlier one returned. Make a new array each time."
         return self.beyond(function)
 
 
 class Attempt:
     """One call of the student's function on one case: what came back, and the first thing wrong with it."""
 
-    def __init__(self, exercise: Build, function: Callable, case: Case, keywords: dict, deadline: float):
+    def __init__(
+        self, exercise: Build, function: Callable, case: Case, keywords: dict, deadline: float, *, turned: bool = False
+    ):
         self.exercise, self.case = exercise, case
-        args = exercise.arguments(case)
+        args = [_turned(x) if turned else x for x in exercise.arguments(case)]
         self.run = sandbox.run(function, args, keywords, deadline)
         self.got = _as_array(self.run.value, exercise.result_type)
         self.expected = np.asarray(exercise.reference(*case.args))
@@ -193,6 +204,14 @@ def _as_array(value: object, kind: type) -> np.ndarray | None:
     if kind is np.ndarray and type(value) is np.ndarray and value.dtype.kind in "biuf":
         return value.copy()
     return None
+
+
+def _turned(x: object) -> object:
+    """Returns the same array with its numbers in another order in memory, its first axis fastest."""
+    if isinstance(x, torch.Tensor) and x.ndim > 1:
+        axes = list(reversed(range(x.ndim)))
+        return x.permute(axes).contiguous().permute(axes)
+    return np.asfortranarray(x) if isinstance(x, np.ndarray) else x
 
 
 def _differs(now: object, was: object) -> bool:

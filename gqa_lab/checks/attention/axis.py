@@ -48,7 +48,7 @@ AXIS = FindMistake(
     inputs=_scores,
     too_small=_fools_nobody,
     notice="Both versions were run on your scores. Notice: with scores like 100 · I every weight is 0 or 1, and no "
-    "mistake of scale or axis can show. This course asserts that the weights in its own checks are spread out.",
+    "mistake of scale or axis can show. The checks of this course use scores that spread the weights out.",
     mistakes=(
         Mistake("one-hot scores cannot expose", _RIGHT | {"exposing": _HIDING}, f"`exposing`: {BOTH_AGREE}"),
         Mistake("hiding where it shows", _RIGHT | {"hiding": _EXPOSING}, f"`hiding`: {ALREADY_SHOWS[:32]}"),

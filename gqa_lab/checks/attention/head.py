@@ -10,7 +10,7 @@ from gqa_lab.checks.answers import Mistake
 from gqa_lab.checks.cases import Case, copied, normal
 from gqa_lab.checks.functions import Build
 
-_SIZES = ({"T": 3, "S": 7, "D": 4}, {"T": 5, "S": 5, "D": 4}, {"T": 1, "S": 7, "D": 4}, {"T": 3, "S": 3, "D": 5})
+_SIZES = ({"T": 3, "S": 11, "D": 4}, {"T": 5, "S": 5, "D": 4}, {"T": 1, "S": 7, "D": 4}, {"T": 3, "S": 3, "D": 5})
 
 
 def _cases(round_: int) -> list[Case]:
@@ -18,8 +18,8 @@ def _cases(round_: int) -> list[Case]:
     for n, sizes in enumerate(_SIZES):
         t, s, d = sizes.values()
         mask = np.tril(np.ones((t, s), dtype=bool), s - t)
-        if n == 0:  # a mask need not be causal
-            mask[:, 1::3] = False
+        if n % 2 == 0:  # a mask need not be causal, and may hide keys from a single query
+            mask = (np.arange(s) + np.arange(t)[:, None] + round_) % 3 > 0
         cases.append(Case((normal((44, round_, n), t, d), normal((45, round_, n), s, d),
                            normal((46, round_, n), s, d), mask), sizes))  # fmt: skip
     return cases
@@ -134,18 +134,21 @@ def _sees(case: Case, got: np.ndarray, index: tuple) -> str:
 
 def _large_scores(attention: Callable) -> str | None:
     """Scores of thousands, as a model makes them now and then: not only finite, but right."""
-    deadline = time.monotonic() + sandbox.DEADLINE_S
+    usual, deadline = (
+        "Right for scores of the usual size. At scores of thousands",
+        time.monotonic() + sandbox.DEADLINE_S,
+    )
     for case in _cases(0):
         q, k, v, mask = copied(case)
-        run = sandbox.run(attention, [1000 * q, k, v, mask], {}, deadline)
+        run = sandbox.run(attention, [1e4 * q, k, v, mask], {}, deadline)
         if run.error is not None:
-            return f"Right for scores of the usual size. At scores of thousands it fails. {run.trouble()}"
+            return f"{usual} it fails. {run.trouble()}"
         if not np.isfinite(run.value).all():
-            return "Right for scores of the usual size. At scores of thousands it holds NaN: is softmax stable?"
-        if not np.allclose(run.value, attend(1000 * q, k, v, mask), rtol=1e-9, atol=1e-9):
+            return f"{usual} it holds NaN: is softmax stable?"
+        if not np.allclose(run.value, attend(1e4 * q, k, v, mask)):
             return (
-                "Right for scores of the usual size, finite but wrong at scores of thousands. Did you cut scores off? "
-                "Or is the score of a hidden key not low enough to stay below all others?"
+                f"{usual} a hidden key is seen, or weights vanish: is a hidden score far below every other, is the "
+                "mask applied before the softmax, and is no score cut off?"
             )
     return None
 

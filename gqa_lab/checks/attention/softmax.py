@@ -98,6 +98,31 @@ _MISTAKES = (
 )  # fmt: skip
 
 
+_ROWS = (
+    ([[-np.inf, 2.0, 1.0]], "a row that begins with −inf"),
+    ([[3.0, 3.0, 1.0]], "a row with two equal maxima"),
+    ([[-1000.0, -1001.0]], "scores of −1,000"),
+    ([[0.0, -2000.0, 5.0]], "a row with one very low score"),
+    ([[2.5]], "a row of one score"),
+)
+
+
+def _further(softmax: Callable) -> str | None:
+    return _unusual_rows(softmax) or _any_number_of_axes(softmax)
+
+
+def _unusual_rows(softmax: Callable) -> str | None:
+    deadline = time.monotonic() + sandbox.DEADLINE_S
+    for row, what in _ROWS:
+        run = sandbox.run(softmax, [np.array(row)], {}, deadline)
+        right = _softmax(np.array(row))
+        if run.error is not None:
+            return f"Right so far. With {what} it fails. {run.trouble()}"
+        if np.shape(run.value) != right.shape or not np.allclose(run.value, right, rtol=1e-9, atol=1e-12):
+            return f"Right so far. With {what} it is not: {np.round(run.value, 3)} from {row}."
+    return None
+
+
 def _any_number_of_axes(softmax: Callable) -> str | None:
     deadline = time.monotonic() + sandbox.DEADLINE_S
     for shape in ((2, 3, 4), (5,)):
@@ -122,7 +147,7 @@ SOFTMAX = Build(
     mistakes=_MISTAKES,
     arguments=copied,
     result_type=np.ndarray,
-    beyond=_any_number_of_axes,
+    beyond=_further,
     tested="Tested on tables of 3 × 5 and 3 × 3, scores of 1,000, rows with −inf, one axis and three.",
     notice="Notice: subtracting the maximum changes no weight, because it cancels in the fraction.",
 )

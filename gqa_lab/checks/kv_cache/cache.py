@@ -191,7 +191,8 @@ def play(cache_class: object, script: Script, deadline: float, *, beside: bool =
         step.length = _as_number(said.value) if said.error is None else type(said.error).__name__
         after = _tensors(cache) if refused else []
         step.changed = refused and (
-            len(before) != len(after) or any(not np.array_equal(a, b) for a, b in zip(before, after, strict=False))
+            len(before) != len(after)
+            or any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(before, after, strict=False))
         )
         if any(not torch.equal(a, b) for a, b in zip(given, args, strict=False)):
             step.changed = True
@@ -313,7 +314,7 @@ def _bytes_moved(cache_class: object, steps: list[Step]) -> str | None:
             f"Right numbers. But the append after the rewind wrote {step.written / token:.3g} tokens instead of 1 "
             "(traffic meter): the buffer should be written in place and returned as a view."
         )
-    if steps[-1].buffers != steps[FIRST.measured + 1].buffers:
+    if len({step.buffers for step in steps if step.buffers}) > 1:
         return (
             "Right numbers. But what append returns does not lie in one buffer from call to call: return views of "
             "the buffer that you write into."

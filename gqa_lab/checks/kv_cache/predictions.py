@@ -43,7 +43,7 @@ PREDICTIONS = (
             ),
             "c": (
                 "key 0 only",
-                "The output is the first value, exactly, as the next cell asserts. The flag takes query 0 for token 0.",
+                "The output is the first value, exactly, as the next cell shows. The flag takes query 0 for token 0.",
             ),
         },
     ),

@@ -9,7 +9,7 @@ from gqa_lab.checks.answers import Mistake
 from gqa_lab.checks.cases import Case
 from gqa_lab.checks.functions import Build
 
-_SIZES = (((20, 100), (5, 1), (3, 4), (12, 7)), ((1, 6), (9, 2), (30, 11), (4, 25)))
+_SIZES = (((20, 100), (5, 1), (3, 4), (12, 7)), ((1, 6), (9, 2), (20, 130), (4, 25)))
 _LAST = "You also fed the last new token; nobody reads what comes after it."
 _EARLY = "Early passes are shorter than the last."
 _WITHOUT: tuple[tuple[str, Callable, str], ...] = (  # name, rows of p prompt and n new tokens, diagnosis

@@ -55,7 +55,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
     places = [
         (
             [cut["query"], cut["head"] * d],
-            f"That is what you wanted. Count {place} numbers into the array: where are you?",
+            "That is what a right split would put there. A reshape keeps the reading order: how many stand before?",
         ),
         (right["token_and_column"][::-1], "First the token, then the column."),
         (list(divmod(place - t * d, h * d)), from_one),

@@ -31,7 +31,7 @@ PREDICTIONS = (
             ),
             "b": (
                 "stays the same",
-                "The same up to rounding, as the next cell asserts: the output is a sum over heads, and a sum has no "
+                "The same up to rounding, as the next cell shows: the output is a sum over heads, and a sum has no "
                 "order.",
             ),
         },

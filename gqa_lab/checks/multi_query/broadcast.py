@@ -2,6 +2,7 @@
 
 import torch
 
+from gqa_lab.checks.answers import Mistake
 from gqa_lab.checks.cases import normal
 from gqa_lab.checks.expose import BOTH_AGREE, Expose
 
@@ -51,6 +52,8 @@ def _examine_one(key: str, n_tokens: object) -> str | None:
     return None if found == _WANTED[key] else f"`{key}`: " + _REPLIES[key, found].format(n_tokens)
 
 
+_GOOD = {"loud": 5, "hiding": 1, "exposing": N_HEADS}
+
 BROADCAST = Expose(
     id="04.broadcast",
     level="expose ●●○ 8 min, further",
@@ -58,4 +61,13 @@ BROADCAST = Expose(
     examine=_examine,
     notice="The function was run on your three S, beside the same keys in the right order. Notice: a test with one "
     "token, or with as many tokens as heads, runs without a word. Take sizes that all differ.",
+    mistakes=(
+        Mistake("S = H hides it", _GOOD | {"hiding": 6}, "`hiding`: S = 6 for hiding: it runs, but look"),
+        Mistake("one token exposes it", _GOOD | {"exposing": 1}, f"`exposing`: {BOTH_AGREE}"),
+        Mistake("S = H is loud", _GOOD | {"loud": 6}, "`loud`: It raises nothing here, which is worse"),
+        Mistake("one token is loud", _GOOD | {"loud": 1}, f"`loud`: {BOTH_AGREE}"),
+        Mistake("too many to be silent", _GOOD | {"exposing": 12}, f"`exposing`: S = 12 for exposing: {_RAISES}"),
+        Mistake("too few to be silent", _GOOD | {"exposing": 3}, f"`exposing`: S = 3 for exposing: {_RAISES}"),
+        Mistake("loud is not hidden", _GOOD | {"hiding": 7}, f"`hiding`: S = 7 for hiding: {_RAISES}"),
+    ),
 )

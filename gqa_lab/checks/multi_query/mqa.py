@@ -83,8 +83,9 @@ def _one_output(q, k, v, mask, *, combine, n_copies: bool = True):
     return out.expand(-1, q.shape[1], -1, -1).clone() if n_copies else out
 
 
-def _upside_down(q, k, v, mask):
-    return _mqa(q, k, v, mask, hide=lambda s, m: s.masked_fill(m, -torch.inf))
+def _upside_down(q, k, v, mask, *, fill=-torch.inf, blind=torch.nan):
+    """`blind` is what a query gets that sees no key then: NaN, or 0 as torch's own attention returns."""
+    return _mqa(q, k, v, mask, hide=lambda s, m: s.masked_fill(m, fill)).nan_to_num(nan=blind)
 
 
 _BATCH_MEETS_HEADS = (
@@ -96,6 +97,7 @@ _SAME = "All heads gave the same output. Only keys and values are shared; each h
 _SUMMED = "Your scores lost the head axis: the questions of all heads were added up. Each head keeps its own scores."
 _MERGED = "You merged the heads. Merging is `o_proj`'s job: hand back one output per head."
 _OVER_HEADS = "Your softmax runs over heads, so heads compete. A query's weights over its keys sum to 1."
+_INVERTED = "Your mask is upside down. True means that the query may look."
 _MASK_ZERO = "You set hidden scores to 0. A score of 0 still gets weight e⁰."
 _MEAN, _SUM, _FIRST = (
     partial(torch.mean, dim=1, keepdim=True),
@@ -180,7 +182,9 @@ _MISTAKES = (
         lambda q, k, v, m: _mqa(q, v, k, m),
         "You compared queries with values and mixed keys.",
     ),
-    Mistake("mask upside down", _upside_down, "Your mask is upside down. True means that the query may look."),
+    Mistake("mask upside down", _upside_down, _INVERTED),
+    Mistake("mask upside down, blind queries 0", partial(_upside_down, blind=0.0), _INVERTED),
+    Mistake("mask upside down, finite", partial(_upside_down, fill=-1e9), _INVERTED),
     Mistake(
         "mask left out",
         partial(_mqa, hide=lambda s, m: s),

@@ -45,12 +45,11 @@ PREDICTIONS = (
             ),
             "b": (
                 "right",
-                "An axis of size 1 broadcasts without a word. The next cell shows it, and what it costs.",
+                "An axis of size 1 broadcasts without a word. The next cell shows it, and a later one what it costs.",
             ),
             "c": (
                 "wrong numbers",
-                "Tempting: most silent mistakes are. The next cell compares with one KV head that was copied eight "
-                "times.",
+                "Tempting: most silent mistakes are. The next cell compares with our own function.",
             ),
         },
     ),

@@ -4,7 +4,7 @@ from itertools import count
 
 import numpy as np
 
-from gqa_lab.checks.answers import Hand, Mistake, agrees
+from gqa_lab.checks.answers import Hand, Mistake, tells_apart
 
 TERMS = ("1/d", "n/(dh)", "1/b")
 
@@ -27,7 +27,7 @@ def _draw(seed: int) -> dict:
             int(2 ** rng.integers(7)),
         )
         numbers = _numbers(n, d, h, b)
-        if d % h == 0 and _apart(numbers):
+        if d % h == 0 and _one_rules(numbers) and tells_apart(numbers, _right, _wrong):
             return numbers
 
 
@@ -35,17 +35,10 @@ def _numbers(n: int, d: int, h: int, b: int) -> dict:
     return {"n": n, "d": d, "h": h, "b": b}
 
 
-def _apart(numbers: dict) -> bool:
-    """True if one term clearly rules, and wrong values with different diagnoses differ, from the right one too."""
-    small, large = sorted(_terms(numbers).values())[-2:]
-    right, wrong = _right(numbers), _wrong(numbers)
-    same = [
-        (a, b)
-        for i, a in enumerate(wrong)
-        for b in wrong[:i]
-        if a.name == b.name and a.diagnosis != b.diagnosis and (agrees(a.wrong, b.wrong) or agrees(b.wrong, a.wrong))
-    ]
-    return large > 1.5 * small and not same and not any(agrees(m.wrong, right[m.name]) for m in wrong)
+def _one_rules(numbers: dict) -> bool:
+    """True if one term is clearly the largest."""
+    second, largest = sorted(_terms(numbers).values())[-2:]
+    return largest > 1.5 * second
 
 
 def _terms(numbers: dict) -> dict[str, float]:
@@ -65,7 +58,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
     cache = terms["1/d"] + terms["n/(dh)"]
     replies = {
         "1/d": "1/d is one activation against d multiply-adds. Write the three terms as decimals and compare.",
-        "n/(dh)": "The cache was the largest term before. Write the three terms as decimals and compare.",
+        "n/(dh)": "The cache is h times narrower now. Write the three terms as decimals and compare.",
         "1/b": "Here the weights are not the largest term. Write the three terms as decimals and compare.",
     }
     return [
@@ -73,12 +66,14 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("mha", d / n + 1 / b, _UPSIDE_DOWN),
         Mistake("mha", n / d + b, _TIMES_B),
         Mistake("mha", right["mqa"], "That is MQA's: in MHA nothing is divided by h."),
+        Mistake("mqa", right["mha"], "That is MHA's: with one KV head the cache is h times narrower."),
         Mistake("mqa", cache, _NO_WEIGHTS),
         Mistake("mqa", right["mha"] / h, _NOT_ONLY_THE_CACHE),
         Mistake("mqa", cache + b, _TIMES_B),
         Mistake("mqa", 1 / d + d / (n * h) + 1 / b, _UPSIDE_DOWN),
         Mistake("mqa", 1 / d + n * h / d + 1 / b, "You multiplied the cache term by h. Sharing makes it smaller."),
         Mistake("mqa", 1 / d + n / h + 1 / b, _WIDTH_OF_A_HEAD),
+        Mistake("largest", "n/d", "n/d is a term of MHA. Look at the three terms that are left with one KV head."),
         *(Mistake("largest", term, text) for term, text in replies.items() if term != right["largest"]),
         Mistake("gain", h, f"Only one term shrinks {h} times. Divide one ratio by the other."),
         Mistake("gain", right["mqa"] / right["mha"], "Upside down: how many times smaller is MQA's ratio?"),

@@ -41,7 +41,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
     }
     wrong = [Mistake(key, 1, text) for key, text in unchanged.items()]
     wrong += [Mistake(key, h, text) for key, text in shrunk.items()]
-    wrong += [Mistake("cache", 2 * h, f"K and V shrink together, {h} times in all.")]
+    wrong += [Mistake("cache", 2 * h, "K and V shrink by the same factor; you counted it twice.")]
     for key in _SMALLER:
         wrong += [
             Mistake(key, 1 / h, "That is what is left of it. Give how many times smaller it became."),
