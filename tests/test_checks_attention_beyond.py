@@ -11,7 +11,7 @@ from gqa_lab.checks import check, sandbox
 from gqa_lab.checks.engine import EXERCISES
 
 ROOT = Path(__file__).resolve().parent.parent
-AXIS = EXERCISES["01.axis"]
+AXIS, SATURATION = EXERCISES["01.axis"], EXERCISES["01.saturation"]
 
 
 def softmax(x):
@@ -83,6 +83,19 @@ def test_what_a_student_prints_stays_inside_the_verdict(capsys):
     assert "debug" in check("01.softmax", talking).message
     assert check("01.attention", lambda q, k, v, mask: head(lambda x: print("debug") or x)(q, k, v, mask))
     assert capsys.readouterr().out == ""
+
+
+def test_a_function_of_plain_numbers_is_not_called_again_for_an_order_in_memory():
+    calls = []
+
+    def counted(head_dim, scale):
+        calls.append(head_dim)
+        rng = np.random.default_rng(0)
+        q, k = rng.standard_normal((1000, head_dim)), rng.standard_normal((64, head_dim))
+        return softmax(q @ k.T / (head_dim**0.5 if scale else 1.0)).max(-1).mean()
+
+    assert check("01.saturation", counted)
+    assert len(calls) == len(SATURATION.cases(0)) + len(SATURATION.cases(1))
 
 
 def test_the_wrong_function_in_the_notebook_is_the_one_that_the_check_runs():
