@@ -53,8 +53,8 @@ SECOND = Script(
     n_heads=6,
     max_seq_len=11,
     head_dim=10,
-    calls=(("append", 2), ("append", 5), ("rewind", 0), ("append", 4), ("append", 1), ("append", 7), ("append", 6)),
-    refused=5,
+    calls=(("append", 2), ("append", 5), ("rewind", 0), ("append", 4), ("append", 1), ("append", 6), ("append", 1)),
+    refused=6,
     measured=4,
 )
 

@@ -9,7 +9,7 @@ from gqa_lab.checks.cases import Case
 from gqa_lab.checks.functions import Build
 from gqa_lab.checks.wrong_attention import bottom_right, everything
 
-_SIZES = (((3, 3), (1, 5), (2, 5), (3, 7)), ((4, 4), (1, 6), (2, 80), (4, 7)))
+_SIZES = (((3, 3), (1, 5), (2, 5), (3, 7)), ((4, 4), (1, 6), (2, 80), (5, 8)))
 _TOP_LEFT = "Query 0 is not token 0: S − T tokens came before it. Your mask is right at T = S only."
 _INVERTED = "Your True means must not look; here True means may look."
 _FORWARD = "Your mask looks forward: a query sees what comes after it."
