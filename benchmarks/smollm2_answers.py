@@ -43,7 +43,7 @@ MISTAKES: dict[str, tuple[Callable, int]] = {  # wrong attention, and how many t
     "scale √d_model": (partial(attend, scale=lambda r, g, d: (r * g * d) ** -0.5), 12),
     "mask times scores": (partial(attend, fill=0.0), 40),
     "no mask": (partial(attend, mask=everything), 40),
-    "q reshaped": (reshaped, 12),
+    "q reshaped": (reshaped, 24),
     "top-left mask": (partial(attend, mask=top_left), 12),
     "tiled": (partial(attend, keys=cards, values=cards), 12),
     "tiled values": (partial(attend, values=cards), 12),

@@ -244,7 +244,7 @@ def test_the_diagnoses_are_many_and_never_the_answer():
 def test_the_truth_is_the_packages_reference_where_the_mask_is_causal():
     for one in [*MQA.cases(0), *MQA.cases(1)]:
         q, k, v, mask = one.args
-        window = None if np.array_equal(mask, causal(*mask.shape)) else 3
+        (window,) = [w for w in (None, 4, 3) if np.array_equal(mask, causal(*mask.shape, w))][:1]
         expected = reference.attention(q, k[:, None], v[:, None], window=window)
         assert np.allclose(truth(q, k, v, mask), expected, rtol=0, atol=1e-12)
 

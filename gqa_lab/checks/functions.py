@@ -125,6 +125,9 @@ class Build:
                 return turned.finding
             if turned.stage in ("values", "nan"):
                 return f"{_TURNED}\n{turned.finding}"
+        for attempt in first:  # once more with the same sizes and other numbers
+            args = tuple(-x if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in attempt.case.args)
+            sandbox.run(function, self.arguments(Case(args, attempt.case.sizes)), {}, deadline)
         if any(not _same(_as_array(a.run.value, self.result_type), a.got, 0.0) for a in first):
             return "A later call of your function changed what an earlier one returned. Make a new array each time."
         return self.beyond(function)

@@ -11,7 +11,7 @@ from gqa_lab.checks.functions import Build
 from gqa_lab.checks.head_maps import BACKWARDS, CARDS, DIVIDED, divided, from_the_end, neighbours
 from gqa_lab.checks.wrong_attention import by_map, group_size
 
-_EXPAND_SIZES = (*SIZES, {"B": 2, "H": 9, "G": 3, "S": 5, "D": 4})
+_EXPAND_SIZES = (*SIZES, {"B": 1, "H": 9, "G": 3, "S": 5, "D": 4})
 
 
 def _expand_cases(round_: int) -> list[Case]:
@@ -52,6 +52,10 @@ EXPAND = Build(
         (
             Case((normal((52,), 1, 4, 3, 4), 6), {"H": 6, "G": 4}),
             "6 heads over 4 KV heads: what should head 5 read?",
+        ),
+        (
+            Case((normal((53,), 1, 6, 3, 4), 3), {"H": 3, "G": 6}),
+            "3 heads over 6 KV heads: who reads the last three?",
         ),
     ),
     mistakes=(

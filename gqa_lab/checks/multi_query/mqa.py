@@ -30,7 +30,7 @@ def _cases(round_: int) -> list[Case]:
     for n, sizes in enumerate((*SIZES, _WINDOW)):
         b, h, t, s, d = (sizes[letter] for letter in "BHTSD")
         arrays = (normal((42, round_, n, i), *shape) for i, shape in enumerate(((b, h, t, d), (b, s, d), (b, s, d))))
-        cases.append(Case((*arrays, causal(t, s, 3 if sizes is _WINDOW else None)), sizes))
+        cases.append(Case((*arrays, causal(t, s, 3 if sizes is _WINDOW else 4 if round_ else None)), sizes))
     return cases
 
 
