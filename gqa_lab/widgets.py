@@ -78,14 +78,18 @@ def head_map_explorer(n_heads: int = 8, n_kv_heads: int = 2) -> LiveFigure:
 
 
 def saturation_explorer(head_dim: int = 64, *, scaled: bool = False) -> LiveFigure:
-    """Returns the weights of random queries with a slider for head_dim and a switch for the scale."""
-    return LiveFigure(
+    """Returns the weights of random queries with a number and a slider for head_dim, and a switch for the scale."""
+    style = {"description_width": "90px"}
+    number = ipywidgets.BoundedIntText(head_dim, min=1, max=256, description="head_dim", style=style)
+    slider = ipywidgets.IntSlider(head_dim, min=1, max=256, description="head_dim", readout=False, style=style)
+    ipywidgets.link((number, "value"), (slider, "value"))
+    figure = LiveFigure(
         lambda head_dim, scaled: plots.saturation(head_dim, scaled=scaled),
-        head_dim=ipywidgets.IntSlider(
-            head_dim, min=1, max=256, description="head_dim", style={"description_width": "90px"}
-        ),
+        head_dim=slider,
         scaled=ipywidgets.Checkbox(scaled, description="divide scores by √head_dim"),
     )
+    figure.children = (number, *figure.children)
+    return figure
 
 
 def head_viewer(

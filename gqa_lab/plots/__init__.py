@@ -9,7 +9,7 @@ from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
 from gqa_lab.plots.ratio import shazeer_ratio
-from gqa_lab.plots.saturation import effective_keys, random_weights, saturation
+from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_by_head_dim
 from gqa_lab.plots.weights import attention_weights
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "random_weights",
     "rows_projected",
     "saturation",
+    "saturation_by_head_dim",
     "shazeer_ratio",
 ]

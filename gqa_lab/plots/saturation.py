@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from gqa_lab.plots.frame import new_axes
 
 N_QUERIES, N_KEYS = 500, 64
+_HEAD_DIMS = (4, 8, 16, 32, 64, 128, 256)
 
 
 def random_weights(head_dim: int, *, scaled: bool) -> Float[np.ndarray, "queries keys"]:
@@ -69,4 +70,42 @@ def saturation_text(head_dim: int, *, scaled: bool) -> str:
     return (
         f"head_dim {head_dim}, {how}: a query uses about {effective_keys(weights):.2g} of {N_KEYS} keys. "
         f"Its largest weight is {weights.max(-1).mean():.2f} on average."
+    )
+
+
+def saturation_by_head_dim() -> Axes:
+    """Draws the largest weight of random queries over 64 keys against head_dim, with the scale and without it."""
+    axes = new_axes(height=2.8)
+    for scaled, style, marker in ((False, "-", "o"), (True, "--", "x")):
+        largest = [random_weights(d, scaled=scaled).max(-1).mean() for d in _HEAD_DIMS]
+        axes.plot(_HEAD_DIMS, largest, color="black", linestyle=style, marker=marker, linewidth=1)
+        name = "divided by √D" if scaled else "not scaled"
+        axes.annotate(name, (_HEAD_DIMS[-1], largest[-1]), (8, 0), textcoords="offset points", va="center")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(_HEAD_DIMS, [str(d) for d in _HEAD_DIMS])
+    axes.set_xlim(3.5, 700)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("head_dim, numbers per query and key")
+    axes.set_ylabel(f"largest of {N_KEYS} weights, mean")
+    axes.set_label(saturation_by_head_dim_text())
+    axes.set_title(axes.get_label().split(". ")[0], loc="left", fontsize=11)
+    return axes
+
+
+def saturation_by_head_dim_text() -> str:
+    """Returns the picture of `saturation_by_head_dim` in words.
+
+    Example:
+        >>> print(saturation_by_head_dim_text().replace(". ", ".\\n"))
+        Without the scale, softmax saturates as heads grow.
+        The largest of 64 weights is 0.3 at head_dim 4, 0.8 at 64 and 0.9 at 256.
+        Divided by √D it is 0.1 at all of them.
+    """
+    without, scaled = (
+        [f"{random_weights(d, scaled=scaled).max(-1).mean():.1f}" for d in (4, 64, 256)] for scaled in (False, True)
+    )
+    same = scaled[0] if len(set(scaled)) == 1 else " or ".join(scaled)
+    return (
+        f"Without the scale, softmax saturates as heads grow. The largest of {N_KEYS} weights is {without[0]} at "
+        f"head_dim 4, {without[1]} at 64 and {without[2]} at 256. Divided by √D it is {same} at all of them."
     )

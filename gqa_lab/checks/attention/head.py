@@ -133,17 +133,20 @@ def _sees(case: Case, got: np.ndarray, index: tuple) -> str:
 
 
 def _large_scores(attention: Callable) -> str | None:
-    """Scores of thousands, as a model makes them now and then."""
+    """Not only finite, but right; a hidden key may have the largest score by far."""
+    usual = "Right for scores of the usual size. At scores of ten thousand"
     deadline = time.monotonic() + sandbox.DEADLINE_S
     for case in _cases(0):
         q, k, v, mask = copied(case)
         run = sandbox.run(attention, [1e4 * q, k, v, mask], {}, deadline)
-        if run.error is not None or not np.isfinite(run.value).all():
-            return "Right for scores of the usual size. At scores of thousands it holds NaN: is softmax stable?"
+        if run.error is not None:
+            return f"{usual} it fails. {run.trouble()}"
+        if not np.isfinite(run.value).all():
+            return f"{usual} it holds NaN: is softmax stable, and its maximum one of keys that are seen?"
         if not np.allclose(run.value, attend(1e4 * q, k, v, mask)):
             return (
-                "Right for scores of the usual size. At scores of thousands a hidden key is seen, or weights vanish: "
-                "is a hidden score far below every other, and is the mask applied before the softmax?"
+                f"{usual} a hidden key is seen, or weights vanish: is a hidden score far below every other, is the "
+                "mask applied before the softmax, and is no score cut off?"
             )
     return None
 
