@@ -5,13 +5,14 @@ from itertools import count
 import numpy as np
 
 from gqa_lab.checks.answers import Hand, Mistake, tells_apart, unit_slip
-from gqa_lab.checks.head_maps import TRUE_GROUPS
 
 _OTHER = {"chats": "chats_as_mha", "chats_as_mha": "chats"}
 _AS_OTHER = {
     "chats": "That is with one KV head for each query head.",
     "chats_as_mha": "That is with the shared KV heads. MHA keeps one for each query head.",
 }
+_GROUPS = [(g * r, g) for g in (3, 5, 7, 9) for r in (3, 5, 6, 7) if r not in (g, 2 * g)]  # no wrong value twice
+_HEAD_DIMS = ((112, 64), (144, 80), (112, 80), (144, 96), (80, 64), (112, 96))  # d_model / n_heads, and what is stated
 _HALF = (
     "Half of it. Keys and values are both kept, and each element takes 2 bytes in bfloat16: one of these is missing."
 )
@@ -24,10 +25,12 @@ def _draw(seed: int) -> dict:
         return _numbers(36, 2560, 20, 5, 96, 16, 100_000)
     rng = np.random.default_rng((61, seed))
     for _ in count():
-        h, g = TRUE_GROUPS[rng.integers(len(TRUE_GROUPS))]
-        d_model, d = h * int(rng.choice([48, 112, 128, 144, 160])), int(rng.choice([64, 80, 96]))
-        weights_gb, tokens = int(rng.integers(8, 41)), 1000 * int(rng.integers(2, 26))
-        numbers = _numbers(int(rng.integers(20, 65)), d_model, h, g, d, weights_gb, tokens)
+        h, g = _GROUPS[rng.integers(len(_GROUPS))]
+        derived, d = _HEAD_DIMS[rng.integers(len(_HEAD_DIMS))]
+        n_layers, weights_gb = int(rng.integers(20, 65)), int(rng.integers(8, 41))
+        room_in_tokens = (72 - weights_gb) * 1e9 / (4 * n_layers * g * d)
+        tokens = 100 * int(room_in_tokens / (rng.integers(14, 31) + 0.5) / 100)
+        numbers = _numbers(n_layers, h * derived, h, g, d, weights_gb, tokens)
         if _fits_clearly(numbers) and tells_apart(numbers, _right, _wrong) and not _looks_like_bits(numbers):
             return numbers
 
