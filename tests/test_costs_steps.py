@@ -50,8 +50,6 @@ def config(**changes) -> ModelConfig:
 )  # fmt: skip
 def test_sixteen_bits_cost_what_was_computed_by_hand(name, kib, gib_8k, gib_128k, crossover):
     shape = SHAPES[name]
-    if name == "deepseek-v3":
-        shape = replace(shape, params_billion=671.0)  # arXiv 2412.19437, abstract
     assert kv_bytes_per_token(shape, bytes_per_element=2) == kib * 1024
     for kv_len, gib in ((8192, gib_8k), (131_072, gib_128k)):
         kept = kv_cache_bytes(shape, batch_size=1, kv_len=kv_len, bytes_per_element=2) / 2**30

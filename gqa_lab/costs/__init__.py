@@ -6,6 +6,7 @@ a `ModelConfig` or one of `SHAPES`; seconds also take one of `GPUS`. They are fl
     python -m gqa_lab.costs --model llama-2-70b --gpu h100-sxm --kv-len 100000 --batch-size 4
 """
 
+from gqa_lab.costs.from_config import shape_from_config
 from gqa_lab.costs.gpus import GPUS, Gpu
 from gqa_lab.costs.limits import capacity_crossover, largest_batch, largest_context, traffic_crossover
 from gqa_lab.costs.shapes import SHAPES, ModelShape, Shape, with_kv_heads
@@ -38,6 +39,7 @@ __all__ = [
     "prefill_flops",
     "prefill_s",
     "roofline_s",
+    "shape_from_config",
     "tokens_per_s_ceiling",
     "traffic_crossover",
     "weight_bytes_held",
