@@ -6,9 +6,11 @@ a `ModelConfig` or one of `SHAPES`; seconds also take one of `GPUS`. They are fl
     python -m gqa_lab.costs --model llama-2-70b --gpu h100-sxm --kv-len 100000 --batch-size 4
 """
 
+from gqa_lab.costs.catalogue import Catalogue
 from gqa_lab.costs.from_config import shape_from_config
 from gqa_lab.costs.gpus import GPUS, Gpu
 from gqa_lab.costs.limits import capacity_crossover, largest_batch, largest_context, traffic_crossover
+from gqa_lab.costs.planner import Plan, plan
 from gqa_lab.costs.shapes import SHAPES, ModelShape, Shape, with_kv_heads
 from gqa_lab.costs.sizes import kv_bytes_per_token, kv_cache_bytes, n_parameters, weight_bytes_held, weight_bytes_read
 from gqa_lab.costs.steps import (
@@ -22,10 +24,12 @@ from gqa_lab.costs.steps import (
 )
 
 __all__ = [
+    "Catalogue",
     "GPUS",
     "SHAPES",
     "Gpu",
     "ModelShape",
+    "Plan",
     "Shape",
     "attention_intensity",
     "capacity_crossover",
@@ -36,6 +40,7 @@ __all__ = [
     "largest_batch",
     "largest_context",
     "n_parameters",
+    "plan",
     "prefill_flops",
     "prefill_s",
     "roofline_s",

@@ -22,9 +22,15 @@ class Catalogue(dict[str, Entry]):
 
     def nearest(self, name: str, most: int = 3) -> list[str]:
         """Returns the names most like `name`, the best first; never none of them."""
-        by_lower = {key.lower(): key for key in self}
-        found = difflib.get_close_matches(name.lower().replace(" ", "-").replace("_", "-"), by_lower, most, 0.6)
-        return [by_lower[key] for key in found] or list(self)[:most]
+        by_plain = {_plain(key): key for key in self}
+        plain = _plain(name)
+        close = difflib.get_close_matches(plain, by_plain, most, 0.6)
+        starting = sorted((key for key in by_plain if plain and key.startswith(plain)), key=len)
+        return [by_plain[key] for key in dict.fromkeys([*starting, *close])][:most] or list(self)[:most]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def read_table(name: str) -> list[dict[str, str]]:
