@@ -27,6 +27,7 @@ def test_a_plan_on_one_gpu_says_what_the_functions_say():
     assert found.needed_bytes == weight_bytes_held(LLAMA, bytes_per_element=2) + found.cache_bytes
     assert found.step_s == decode_step_s(LLAMA, H100, **CHATS)
     assert found.first_token_s == prefill_s(LLAMA, H100, batch_size=1, q_len=100_000)
+    assert found.largest_context == (72e9 - found.weight_bytes) // (4 * 131_072)
     assert found.chats == found.chats_of(100_000) == largest_batch(LLAMA, H100, kv_len=100_000) == 4
     assert (found.capacity_crossover, found.traffic_crossover) == (30_632, 28_628)  # a quarter of those at batch 1
     # 3.6 an hour is 0.001 a second; a step of 4 tokens takes (15.009 + 52.429) GB / 3,350 GB/s = 20.13 ms
@@ -167,6 +168,7 @@ cache, GB                                           1,049        131       16.4
 weights, GB                                           157        138        136
 GPUs that hold it                                      22          4          3
 100,000-token chats at once                             0          4          9
+tokens that fit in each sequence                   12,517    114,478    232,541
 next token, at least, ms                                -         20         15
 tokens per second of all, at most                       -        200        267
 what decides                                            -    weights    weights

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gqa_lab.costs.gpus import Gpu
-from gqa_lab.costs.limits import capacity_crossover, offered_bytes, traffic_crossover
+from gqa_lab.costs.limits import capacity_crossover, longest, offered_bytes, traffic_crossover
 from gqa_lab.costs.report import plan_notes, plan_table
 from gqa_lab.costs.shapes import Shape, check_positive, check_shape, check_whole, with_kv_heads
 from gqa_lab.costs.sizes import kv_bytes_per_token, kv_cache_bytes, weight_bytes_held, weight_bytes_read
@@ -147,6 +147,15 @@ class Plan:
             return None
         left = self.offered_bytes - self.weight_bytes
         return max(0, int(left // (self._cache(kv_len) * self.copies(self.n_gpus))))
+
+    @property
+    def largest_context(self) -> int | float | None:
+        """Tokens that each of `batch_size` sequences may have, whatever the model was made for; `math.inf` if any."""
+        if self.weight_bytes is None:
+            return None
+        left = max(0, self.offered_bytes - self.weight_bytes) / self.copies(self.n_gpus)
+        sizes = dict(batch_size=self.batch_size, kv_bytes_per_element=self.kv_bytes_per_element)
+        return longest(self.model, left, **sizes)
 
     @property
     def capacity_crossover(self) -> int | float | None:

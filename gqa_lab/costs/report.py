@@ -94,6 +94,7 @@ def _rows(plan: "gqa_lab.costs.Plan") -> list[tuple[str, Callable]]:
         ("weights, GB", lambda p: _gb(p.weight_bytes)),
         ("GPUs that hold it", lambda p: _number(p.gpus_needed)),
         *((label, lambda p, n=n: _number(p.chats_of(n))) for label, n in chats),
+        ("tokens that fit in each sequence", lambda p: _number(p.largest_context).replace("never", "any")),
         ("next token, at least, ms", lambda p: _number(p.step_s and 1000 * p.step_s)),
         ("tokens per second of all, at most", lambda p: _number(p.tokens_per_s)),
         ("what decides", lambda p: p.decides or "-"),
