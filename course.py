@@ -461,7 +461,8 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
     folders = {name: [name] for name in ("notebooks", "solutions", "exercises")}
     if lesson:
         folders = {name: [str(path) for path in notebooks_of(root, name, lesson)] for name in folders}
-    pytest = [python, "-m", "pytest"]
+    # As many as there are cores, up to four; the cells of one notebook, or the tests of one module, stay together.
+    pytest = [python, "-m", "pytest", "-n", "auto", "--maxprocesses", "4", "--dist", "loadscope"]
     nbval = ["--nbval-current-env", "--nbval-sanitize-with", "tests/nbval.cfg", "--nbval-cell-timeout", "120"]
     # Outputs are compared on Linux, where they were made; elsewhere their last digits may differ.
     compare = "--nbval" if system == "Linux" else "--nbval-lax"
@@ -474,7 +475,9 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
     if folders["exercises"]:
         parts.append(("untouched exercises", [*pytest, "--nbval-lax", *nbval, *folders["exercises"]], no_gpu))
     if not lesson:
-        parts.append(("a lesson in a browser", [*pytest, "tests/test_browser.py", "-m", "browser"], no_gpu))
+        parts.append(
+            ("a lesson in a browser", [python, "-m", "pytest", "tests/test_browser.py", "-m", "browser"], no_gpu)
+        )
     if slow and system == "Linux":
         plain_cpu = {"ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Prescott"}
         plain_cpu.update(no_gpu, NPY_DISABLE_CPU_FEATURES="X86_V4 X86_V3")
@@ -488,8 +491,9 @@ def run_tests(root: Path, flag: str | None, lesson: str | None, slow: bool) -> i
     if not bring_model(root, prepare(root, ["test"], flag)):
         raise Problem("the tests need the real model, and the line above says why it is not here.")
     # A profile of the reader's own could change what notebooks print; and threads that spin while they wait make
-    # decoding ten times slower on a machine that is busy with something else.
-    environ = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "IPYTHONDIR": str(root / ".venv" / "ipython")}
+    # decoding ten times slower on a machine that is busy with something else, as the tests beside each other make it.
+    environ = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **os.environ}
+    environ["IPYTHONDIR"] = str(root / ".venv" / "ipython")
     summary = []
     for title, command, variables in parts:
         print(f"\n==== {title}", flush=True)
