@@ -461,16 +461,26 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
     folders = {name: [name] for name in ("notebooks", "solutions", "exercises")}
     if lesson:
         folders = {name: [str(path) for path in notebooks_of(root, name, lesson)] for name in folders}
-    # As many as there are cores, up to four; the cells of one notebook, or the tests of one module, stay together.
-    pytest = [python, "-m", "pytest", "-n", "auto", "--maxprocesses", "4", "--dist", "loadscope"]
-    nbval = ["--nbval-current-env", "--nbval-sanitize-with", "tests/nbval.cfg", "--nbval-cell-timeout", "120"]
+    # As many processes as there are cores, up to four: tests one by one (but see conftest.py), notebooks as a whole.
+    pytest = [python, "-m", "pytest", "-n", "auto", "--maxprocesses", "4"]
+    nbval = [
+        "--dist",
+        "loadscope",
+        "--nbval-current-env",
+        "--nbval-sanitize-with",
+        "tests/nbval.cfg",
+        "--nbval-cell-timeout",
+        "120",
+    ]
     # Outputs are compared on Linux, where they were made; elsewhere their last digits may differ.
     compare = "--nbval" if system == "Linux" else "--nbval-lax"
     lessons = [*pytest, compare, *nbval, *folders["notebooks"], *folders["solutions"]]
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     parts = []
     if not lesson:
-        parts.append(("library", [*pytest, "tests", *(["-m", "not browser"] if slow else [])], {}))
+        parts.append(
+            ("library", [*pytest, "--dist", "loadgroup", "tests", *(["-m", "not browser"] if slow else [])], {})
+        )
     parts.append(("lessons and solutions", lessons, no_gpu))
     if folders["exercises"]:
         parts.append(("untouched exercises", [*pytest, "--nbval-lax", *nbval, *folders["exercises"]], no_gpu))
