@@ -76,7 +76,7 @@ def _verdict(plan: "gqa_lab.costs.Plan") -> str:
         return f"The cache takes {_gb(plan.cache_bytes)} GB; {offer}. The weights are not known here."
     parts = f"weights {_gb(plan.weight_bytes)} GB + cache {_gb(plan.needed_bytes - plan.weight_bytes)} GB"
     if plan.fits:
-        return f"Fits: {parts}; {offer}, so {_gb(plan.offered_bytes - plan.needed_bytes)} GB stay."
+        return f"Fits: {parts}; {offer}, so {_gb(plan.offered_bytes - plan.needed_bytes)} GB stay unused."
     if plan.gpus_needed is None:
         return f"Does not fit: {parts}; {offer}, and no number of them would hold it."
     return (
