@@ -74,6 +74,7 @@ def test_gpus_that_share_a_model_hold_whole_kv_heads(n_kv_heads, n_gpus, copies)
     found = plan(LLAMA_70B, H100, **CHATS, n_kv_heads=n_kv_heads, n_gpus=n_gpus)
     assert found.copies(n_gpus) == copies
     assert found.needed_bytes == found.weight_bytes + copies * found.cache_bytes
+    assert found.capacity_crossover == int(found.weight_bytes / (copies * 4 * found.kv_bytes_per_token))
     assert any("times: they share it by whole heads" in note for note in found.notes) == (copies > 1)
 
 
@@ -173,8 +174,8 @@ next token, at least, ms                                -         20         15
 tokens per second of all, at most                       -        200        267
 what decides                                            -    weights    weights
 cache's part of the bytes read                        87%        49%        33%
-cache > weights in memory beyond, tokens           14,948    105,248    827,648
-cache > weights in traffic beyond, tokens          14,898    104,848    824,448
+cache > weights in memory beyond, tokens           14,948    105,248    206,912
+cache > weights in traffic beyond, tokens          14,898    104,848    206,112
 first token after 100,000, at least, s                  -       6.77       6.71
 a million tokens (3.5 a GPU and hour)                   -       19.5       14.6
 a 100,000-token chat kept for an hour                   -        3.5       1.56

@@ -3,7 +3,7 @@ import html
 import numpy as np
 import pytest
 
-from gqa_lab import widgets
+from gqa_lab import plots, widgets
 from gqa_lab.costs import GPUS, SHAPES, plan
 
 
@@ -77,12 +77,20 @@ def table_of(figure) -> str:
     return html.unescape(figure._view.value.split("<pre>")[1].split("</pre>")[0])
 
 
-def test_the_planner_shows_the_table_and_the_figure_of_what_is_chosen():
+def test_the_planner_shows_the_figure_of_what_is_chosen():
+    figure = widgets.planner()
+    assert alt_text(figure).startswith("With 8 KV heads the cache is 70% of what a step reads. 32 sequences of 8,192")
+    planner_parts(figure)[0]["n_kv_heads"].value = 1
+    assert alt_text(figure).startswith("With 1 KV head the cache is 23% of what a step reads. 32 sequences of 8,192")
+
+
+def test_the_planner_shows_the_table_of_what_is_chosen(monkeypatch):
+    picture = plots.head_map(2, 1)
+    monkeypatch.setattr(plots, "step_time", lambda plan: picture)  # seven changes, and the picture is not looked at
     figure = widgets.planner()
     controls, sliders = planner_parts(figure)
     first = plan(SHAPES["llama-3.1-8b"], GPUS["h100-sxm"], kv_len=8192, batch_size=32)
     assert table_of(figure) == first.table()
-    assert alt_text(figure).startswith("With 8 KV heads the cache is 70% of what a step reads. 32 sequences of 8,192")
     controls["GPU"].value, controls["GPUs"].value, controls["cache"].value = "l4", 2, 1
     controls["n_kv_heads"].value, controls["price an hour"].value = 4, 0.7
     sliders["tokens each"].value, controls["sequences"].value = 5000, 3

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gqa_lab.costs.gpus import Gpu
-from gqa_lab.costs.limits import capacity_crossover, longest, offered_bytes, traffic_crossover
+from gqa_lab.costs.limits import longest, offered_bytes
 from gqa_lab.costs.report import plan_notes, plan_table
 from gqa_lab.costs.shapes import Shape, check_positive, check_shape, check_whole, with_kv_heads
 from gqa_lab.costs.sizes import kv_bytes_per_token, kv_cache_bytes, weight_bytes_held, weight_bytes_read
@@ -151,19 +151,17 @@ class Plan:
     @property
     def largest_context(self) -> int | float | None:
         """Tokens that each of `batch_size` sequences may have, whatever the model was made for; `math.inf` if any."""
-        if self.weight_bytes is None:
-            return None
-        left = max(0, self.offered_bytes - self.weight_bytes) / self.copies(self.n_gpus)
-        sizes = dict(batch_size=self.batch_size, kv_bytes_per_element=self.kv_bytes_per_element)
-        return longest(self.model, left, **sizes)
+        return None if self.weight_bytes is None else self._tokens_in(max(0, self.offered_bytes - self.weight_bytes))
 
     @property
     def capacity_crossover(self) -> int | float | None:
-        return self._crossover(capacity_crossover)
+        """Tokens per sequence up to which the cache takes no more memory than the weights; `math.inf` if always."""
+        return None if self.weight_bytes is None else self._tokens_in(self.weight_bytes)
 
     @property
     def traffic_crossover(self) -> int | float | None:
-        return self._crossover(traffic_crossover)
+        """Tokens per sequence up to which a step reads no more of the cache than of the weights."""
+        return None if self.weight_bytes_read is None else self._tokens_in(self.weight_bytes_read)
 
     @property
     def cost_per_million_tokens(self) -> float | None:
@@ -213,14 +211,9 @@ class Plan:
     def _needed(self, n_gpus: int) -> float:
         return self.weight_bytes + self.cache_bytes * self.copies(n_gpus)
 
-    def _crossover(self, of) -> int | float | None:
-        return _or_none(
-            of,
-            self.model,
-            batch_size=self.batch_size,
-            weight_bytes_per_element=self.weight_bytes_per_element,
-            kv_bytes_per_element=self.kv_bytes_per_element,
-        )
+    def _tokens_in(self, budget: int | float) -> int | float:
+        sizes = dict(batch_size=self.batch_size, kv_bytes_per_element=self.kv_bytes_per_element)
+        return longest(self.model, budget / self.copies(self.n_gpus), **sizes)
 
 
 def plan(
