@@ -15,6 +15,7 @@ _MODELS = (  # with these batches the tokens come out whole, so that rounding th
     (("llama-3.1-8b", 1), ("llama-3.1-8b", 16), ("llama-2-7b", 1), ("qwen2.5-7b", 8)),
     (("llama-2-70b", 4), ("phi-4-mini", 3), ("llama-2-7b", 4), ("mistral-7b-v0.3", 1)),
 )
+_NAMES = ("weight_bytes", "kv_bytes_per_token", "batch_size")
 _READ_ONLY = "Right for memory; a step never reads the input table. Use the `weight_bytes` that are handed in."
 _MHA = "You divided by the MHA cache. `kv_bytes_per_token` is that of the shared KV heads already."
 _NO_BATCH = "The batch makes no difference in your function. 64 sequences own 64 caches and share one set of weights."
@@ -31,7 +32,8 @@ def _sizes(name: str) -> tuple[int, int]:
 
 
 def _cases(round_: int) -> list[Case]:
-    return [Case((*_sizes(name), b), {"model": name, "batch_size": b}) for name, b in _MODELS[round_]]
+    drawn = [(*_sizes(name), batch_size) for name, batch_size in _MODELS[round_]]
+    return [Case(args, dict(zip(_NAMES, args, strict=True))) for args in drawn]
 
 
 def truth(weight_bytes: int, kv_bytes_per_token: int, batch_size: int = 1) -> float:
@@ -75,10 +77,7 @@ def _explain(case: Case, got: np.ndarray, index: tuple) -> str:
     """One number can betray a mistake that is not made everywhere."""
     if abs(got - _of_weights_held(*case.args)) < 1:
         return _READ_ONLY
-    if case.sizes["model"] != "llama-2-7b" and abs(got - _of_mha(*case.args)) < 1:
-        return _MHA
-    w, k, b = case.args
-    return f"There {b} sequences keep {k:,} bytes a token each, against {w:,} bytes of weights."
+    return _MHA if abs(got - _of_mha(*case.args)) < 1 else ""
 
 
 def _default(function: Callable) -> str | None:
@@ -96,7 +95,7 @@ CROSSOVER = Build(
     level="build ●●○ 8 min, core",
     cases=_cases,
     reference=truth,
-    names=("weight_bytes", "kv_bytes_per_token", "batch_size"),
+    names=_NAMES,
     axes="",
     mistakes=MISTAKES,
     tested="Tested on six models in batches of 1 to 16, and without a batch.",
