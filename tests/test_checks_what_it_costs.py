@@ -349,6 +349,16 @@ def test_a_weak_model_is_told_why(key, what, value, part):
     assert verdict.status == "failed" and part in verdict.message and f"`{key}` {what}" in verdict.message, verdict
 
 
+def test_the_calculators_in_the_notebook_are_those_that_are_run():
+    cells = {c.id: c.source for c in nbformat.read(SOLUTION, as_version=4).cells}
+    printed = "\n\n\n".join([cells["calculators-code"], cells["calculators-more"]]).split("\n\n\n")
+    for text, function in zip(
+        printed, (calculators.kept, *(c.wrong for c in calculators.CALCULATOR.values())), strict=True
+    ):
+        body = [line for line in inspect.getsource(function).splitlines()[1:] if '"""' not in line]
+        assert text.splitlines()[1:] == body and text.startswith(f"def {function.__name__}(shape")
+
+
 def test_every_bug_is_silent_on_a_model_that_is_no_small_case():
     for key, calculator in calculators.CALCULATOR.items():
         for what, same in (("exposes", False), ("hides", True)):

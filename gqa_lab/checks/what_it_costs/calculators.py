@@ -29,7 +29,7 @@ def calculator_b(shape, kv_len):
 
 
 def calculator_c(shape, kv_len):
-    return kept(shape, kv_len) * 2 * (shape.n_heads // shape.n_kv_heads) * shape.head_dim * 2
+    return kept(shape, kv_len) * 2 * shape.group_size * shape.head_dim * 2
 
 
 def calculator_d(shape, kv_len):
