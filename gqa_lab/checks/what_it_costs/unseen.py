@@ -142,6 +142,6 @@ UNSEEN = Hand(
         "chats": "Take 10% of the card and the weights away. How many whole chats fit into the rest?",
         "chats_as_mha": "The same room, and a chat with one KV head for each query head. Whole chats.",
     },
-    notice="Notice: d_model was in the config and in no formula, because head_dim is stated. The weights take their room "
-    "before the first token.",
+    notice="Notice: d_model was in the config and in no formula, because head_dim is stated. The weights take "
+    "their room before the first token.",
 )
