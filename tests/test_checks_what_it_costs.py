@@ -60,6 +60,7 @@ def test_the_numbers_on_paper_are_what_the_library_computes():
         ("chats", 8.1, "whole chats"),
         ("chats", 2, "one KV head for each query head"),
         ("chats", 7, "Take 10% of the card and the weights away"),
+        ("chats", 6, "head_dim as d_model / n_heads = 128"),
         ("chats_as_mha", 8, "shared KV heads"),
         ("chats_as_mha", 32, "fewer chats fit"),
     ],
@@ -390,12 +391,12 @@ def test_the_table_of_chats_by_memory():
 @pytest.mark.parametrize(
     "n_kv_heads, size, part",
     [
-        (5, 2, "4 chats fit and a step takes 20.6 ms: the product is met. The next chat does not fit"),
+        (5, 2, "4 chats fit and a step takes 20.6 ms: the product is met. What happens when one"),
         (2, 2, "What does lesson 07 say"),
         (1, 2, "What does lesson 07 say"),
-        (8, 2, "2 chats fit, 4 are wanted and 27.9 ms, 25 are wanted. With a one-byte cache"),
+        (8, 2, "2 chats fit, 4 are wanted and 27.9 ms, 25 are wanted. With a one-byte cache it would be met"),
         (10, 2, "do not meet the product"),
-        (40, 2, "no chats fit, 4 are wanted"),
+        (40, 2, "no chats fit, 4 are wanted and 106 ms, 25 are wanted. Notice"),
         (40, 1, "1 chat fits, 4 are wanted"),
         (8, 1, "5 chats fit and a step takes 18.1 ms"),
         (10, 1, "4 chats fit"),

@@ -62,7 +62,9 @@ def mistakes(numbers: dict) -> list[Mistake]:
         Mistake("ms_per_token", answers["ms_per_token"] / n, "Every chat waits for the whole step. Don't divide by 4."),
         Mistake("ms_per_token", answers["ms_per_token"] / 1000, "These are seconds. Give milliseconds."),
     ]
-    return [m for m in wrong if not agrees(m.wrong, answers[m.name])]
+    wrong = [m for m in wrong if not agrees(m.wrong, answers[m.name])]
+    first = {m.wrong: m for m in reversed(wrong) if m.name == "chats"}  # of two reasons for one number of chats
+    return [m for m in wrong if m.name != "chats" or first[m.wrong] is m]
 
 
 def _numbers_for(n_kv_heads: int, bytes_per_element: int) -> Hand:
@@ -148,12 +150,12 @@ def _reply(n_kv_heads: int, bytes_per_element: int) -> str:
     short = [fit] if chats < PRODUCT["chats_wanted"] else []
     slow = [f"{ms:.3g} ms, 25 are wanted"] if ms > PRODUCT["ms_wanted"] else []
     if short or slow:
-        again = " With a one-byte cache it would be different: is that your defence?" if bytes_per_element == 2 else ""
+        again = " With a one-byte cache it would be met: is that your defence?" if n_kv_heads in (10, 8) else ""
         return f"Numbers right. They do not meet the product: {' and '.join(short + slow)}.{again}"
     met = f"Numbers right. {chats} chats fit and a step takes {ms:.3g} ms: the product is met."
     if n_kv_heads <= 2:
         return f"{met} What does lesson 07 say that so few KV heads may cost?"
-    room = " The next chat does not fit: what happens when a fifth comes?" if chats <= 5 else ""
+    room = " What happens when one chat more comes?" if chats <= 5 else ""
     small = " What does a one-byte cache cost? Measure it." if bytes_per_element == 1 else ""
     return met + room + small
 

@@ -67,6 +67,7 @@ MISTAKES = (
     Mistake("cache in bits", lambda w, k, b=1: w / (8 * k * b), "Too small by 8: bits are not bytes."),
     Mistake("weights in bits", lambda w, k, b=1: 8 * w / (k * b), "Too large by 8: bits are not bytes."),
     Mistake("in GB", lambda w, k, b=1: w / 1e9 / (k * b), "The two sizes need one unit; both come in bytes."),
+    Mistake("weights in KiB", lambda w, k, b=1: w / 1024 / (k * b), "The two sizes need one unit; both come in bytes."),
     Mistake("in KiB", lambda w, k, b=1: w / (k / 1024 * b), "The two sizes need one unit; both come in bytes."),
     Mistake("added", lambda w, k, b=1: (w + b * k) / 2, "That is a mean of bytes. When is cache as large as weights?"),
     Mistake("difference", lambda w, k, b=1: w - b * k, "That is a difference of bytes. How many tokens fill it?"),
@@ -77,7 +78,10 @@ def _explain(case: Case, got: np.ndarray, index: tuple) -> str:
     """One number can betray a mistake that is not made everywhere."""
     if abs(got - _of_weights_held(*case.args)) < 1:
         return _READ_ONLY
-    return _MHA if abs(got - _of_mha(*case.args)) < 1 else ""
+    if abs(got - _of_mha(*case.args)) < 1:
+        return _MHA
+    w, k, b = case.args
+    return f"At that context a step reads {got * b * k / 1e9:.3g} GB of cache and {w / 1e9:.3g} GB of weights."
 
 
 def _default(function: Callable) -> str | None:

@@ -27,7 +27,7 @@ _BITS = "Off by 8: bits are not bytes."
 _WEIGHTS_ONLY = "Only the weights. The step reads the cache as well."
 _CACHE_ONLY = "Only the cache. The step reads the weights as well."
 _UPSIDE_DOWN = "Upside down: steps per second. How long does one take?"
-_TWICE = "You doubled the cache: `kv_bytes_per_token` counts keys and values already."
+_TWICE = "You doubled or halved the cache: `kv_bytes_per_token` counts keys and values, in bytes, already."
 _SECONDS = "That is the time of a step. Tokens per second: more is better."
 _MULTIPLIED = "Divide by the time; a longer step makes fewer tokens per second."
 _READ_NOT_MADE = "You counted the tokens that are read. A step makes one for each sequence."
@@ -84,6 +84,7 @@ _STEP_MISTAKES = tuple(
         ("cache only", lambda w, k, b, s, bw: b * s * k / bw, _CACHE_ONLY),
         ("upside down", lambda w, k, b, s, bw: bw / (w + b * s * k), _UPSIDE_DOWN),
         ("keys and values again", lambda w, k, b, s, bw: (w + 2 * b * s * k) / bw, _TWICE),
+        ("keys only", lambda w, k, b, s, bw: (w + b * s * k / 2) / bw, _TWICE),
     )
 )
 _TOKENS_MISTAKES = tuple(
@@ -105,7 +106,10 @@ _TOKENS_MISTAKES = tuple(
 def _explain(case: Case, got: np.ndarray, index: tuple) -> str:
     if np.isclose(got, step_s(*case.args), rtol=0.02) or np.isclose(got, tokens(*case.args), rtol=0.02):
         return "Nearly right: was it rounded? Return the number as it is."
-    return ""
+    w, k, b, s, _ = case.args
+    return (
+        f"A step there reads {w / 1e9:.3g} GB of weights, and of each sequence ({b}) a cache of {s * k / 1e9:.3g} GB."
+    )
 
 
 def _part(name: str, reference: Callable, mistakes: tuple[Mistake, ...]) -> Build:

@@ -103,29 +103,29 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("chat_gb", 2.048 * elements * tokens / 1e9, "You took 1,024 tokens for each 1,000."),
         Mistake("chat_gb", 2 * elements * tokens, _PLAIN_BYTES),
         Mistake("chat_gb", 2 * elements / 1e9, _ONE_TOKEN),
-        *_wrong_chats(numbers, right),
+        *_wrong_chats(numbers, right, [(value * tokens / 1e9, text) for value, text in in_bytes]),
     ]
     return [m for m in wrong if m.name not in _OTHER or m.wrong != right[m.name]]
 
 
-def _wrong_chats(numbers: dict, right: dict) -> list[Mistake]:
-    """Wrong numbers of chats; of two reasons for one number the first is told."""
+def _wrong_chats(numbers: dict, right: dict, wrong_gb: list[tuple[float, str]]) -> list[Mistake]:
+    """Wrong numbers of chats, those that follow from a chat of wrong size too; of two reasons the first is told."""
     card, weights, free = (numbers[x] for x in ("card_gb", "weights_gb", "kept_free"))
     more = numbers["n_heads"] / numbers["n_kv_heads"]
     told: dict[tuple, Mistake] = {}
     for key, chat in (("chats", right["chat_gb"]), ("chats_as_mha", right["chat_gb"] * more)):
-        other = _OTHER[key]
+        left = card * (1 - free) - weights
         for value, text in (
             (card * (1 - free) // chat, "And the weights? They are on the card as well."),
             (card // chat, "Where are the weights? They are on the card as well, and 10% stay free."),
             ((card - weights) // chat, "The 10% were to stay free."),
             ((card - weights) * (1 - free) // chat, "10% of the card stay free, not of what the weights leave."),
-            (right[other], _AS_OTHER[key]),
+            (right[_OTHER[key]], _AS_OTHER[key]),
             (right["chats"] * more, "MHA's cache is larger, so fewer chats fit."),
+            *((left * right["chat_gb"] / chat // gb, text) for gb, text in wrong_gb),
         ):
             told.setdefault((key, int(value)), Mistake(key, int(value), text))
-        room = (card * (1 - free) - weights) / chat
-        told[key, "room"] = Mistake(key, room, "Only whole chats count.")
+        told[key, "left"] = Mistake(key, left / chat, "Only whole chats count.")
     return list(told.values())
 
 
