@@ -47,6 +47,7 @@ class Build:
         refusals: cases that must raise ValueError, each with what to say if they don't.
         arguments: makes the student's arguments from a case, new ones for each call.
         keywords: passed in the second round.
+        by_keyword: how many of the last arguments are always passed by name.
         explain: a sentence on a wrong result, from the case, the result and the first wrong index.
         beyond: looks at more than values: `beyond(function)` returns what is missing, or None.
         result_type: torch.Tensor, np.ndarray, or float for one number of any kind.
@@ -65,6 +66,7 @@ class Build:
     refusals: tuple[tuple[Case, str], ...] = ()
     arguments: Callable[[Case], list] = lambda case: [fresh(x) for x in case.args]
     keywords: Mapping[str, object] = field(default_factory=dict)
+    by_keyword: int = 0
     explain: Callable[[Case, np.ndarray, tuple], str] = lambda case, got, index: ""
     beyond: Callable[[Callable], str | None] = lambda function: None
     result_type: type = torch.Tensor
@@ -105,9 +107,15 @@ class Build:
         """Returns the known mistake that gives the same results in every case, if there is one."""
         return next((m for m in self.mistakes if all_same(self, m, attempts)), None)
 
+    def called(self, function: Callable, args: list, keywords: Mapping, deadline: float) -> sandbox.Run:
+        """Returns what came of one call, its last arguments by name where the task says so."""
+        n = len(args) - self.by_keyword
+        named = dict(zip(self.names[n:], args[n:], strict=True)) if self.by_keyword else {}
+        return sandbox.run(function, args[:n], named | dict(keywords), deadline)
+
     def _later(self, function: Callable, first: list["Attempt"], deadline: float) -> str | None:
         for case, text in self.refusals:
-            run = sandbox.run(function, self.arguments(case), {}, deadline)
+            run = self.called(function, self.arguments(case), {}, deadline)
             if run.error is None:
                 return f"{text} Nothing was raised; stop with a ValueError."
             if not isinstance(run.error, ValueError):
@@ -129,7 +137,7 @@ class Build:
             if not any(isinstance(x, np.ndarray) for x in attempt.case.args):
                 continue
             args = tuple(-x if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in attempt.case.args)
-            sandbox.run(function, self.arguments(Case(args, attempt.case.sizes)), {}, deadline)
+            self.called(function, self.arguments(Case(args, attempt.case.sizes)), {}, deadline)
         if any(not _same(_as_array(a.run.value, self.result_type), a.got, 0.0) for a in first):
             return "A later call of your function changed what an earlier one returned. Make a new array each time."
         return self.beyond(function)
@@ -143,7 +151,7 @@ class Attempt:
     ):
         self.exercise, self.case = exercise, case
         args = [_turned(x) if turned else x for x in exercise.arguments(case)]
-        self.run = sandbox.run(function, args, keywords, deadline)
+        self.run = exercise.called(function, args, keywords, deadline)
         self.got = _as_array(self.run.value, exercise.result_type)
         self.expected = np.asarray(exercise.reference(*case.args))
         self.changed = [i for i, (now, was) in enumerate(zip(args, case.args, strict=True)) if _differs(now, was)]
