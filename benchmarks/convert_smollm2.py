@@ -1,0 +1,84 @@
+"""Records what pooling KV heads does to SmolLM2-135M (9 query heads, 3 KV heads), why, and how far training helps.
+
+    python benchmarks/convert_smollm2.py            every part that is not there yet, then the record
+    python benchmarks/convert_smollm2.py layers     these parts only
+
+Writes benchmarks/results/convert_smollm2.json. Each part is kept in benchmarks/results/parts/ as it ends, so that the
+whole can be interrupted and gone on with. All losses are cross-entropies in nats per token, in float32, of windows of
+512 tokens; `texts` says of what.
+"""
+
+import json
+import sys
+import time
+
+import torch
+from convert_recovery import search, train
+from convert_texts import description, held_out, losses
+
+from gqa_lab.convert import convert_kv_heads, first_head, mean_heads, random_head
+from gqa_lab.listen import load_smollm2
+from gqa_lab.recorded import RESULTS, environment, save_record
+
+PARTS_FOLDER = RESULTS / "parts"
+
+
+def before_after(model, tokenizer) -> dict:
+    """Returns the losses as it came, with 9 KV heads, and with one, made by each rule."""
+    torch.manual_seed(0)
+    models = {
+        "original": lambda: model,
+        "expanded": lambda: convert_kv_heads(model, 9),
+        "mean": lambda: convert_kv_heads(model, 1, mean_heads),
+        "first": lambda: convert_kv_heads(model, 1, first_head),
+        "random": lambda: convert_kv_heads(model, 1, random_head),
+    }
+    held = held_out(tokenizer)
+    return {name: {text: losses(make(), ids) for text, ids in held.items()} for name, make in models.items()}
+
+
+def learning_rate() -> float:
+    """Returns the learning rate at which the pooled model learned fastest; the control trains by the same recipe."""
+    tried = kept("search_pooled")["mean_loss_of_last_8"]
+    return float(min(tried, key=tried.get))
+
+
+PARTS = {
+    "texts": lambda model, tokenizer: description(tokenizer),
+    "before_after": before_after,
+    "search_pooled": lambda model, tokenizer: search(model, tokenizer, 1),
+    "recovery_pooled": lambda m, t: train(m, t, 1, learning_rate(), PARTS_FOLDER / "pooled.pt"),
+    "recovery_control": lambda m, t: train(m, t, 3, learning_rate(), PARTS_FOLDER / "control.pt"),
+}
+
+
+def kept(part: str):
+    """Returns what a part found."""
+    return json.loads((PARTS_FOLDER / f"{part}.json").read_text(encoding="utf-8"))["found"]
+
+
+def main(wanted: list[str]) -> None:
+    PARTS_FOLDER.mkdir(exist_ok=True)
+    made = environment()
+    model, tokenizer = load_smollm2(device="cpu")
+    for part in wanted or PARTS:
+        path = PARTS_FOLDER / f"{part}.json"
+        if path.exists():
+            print(f"{part}: there already")
+            continue
+        begun = time.perf_counter()
+        found = PARTS[part](model, tokenizer)
+        done = {"provenance": made, "seconds": round(time.perf_counter() - begun), "found": found}
+        path.write_text(json.dumps(done), encoding="utf-8")
+        print(f"{part}: {done['seconds']} s", flush=True)
+    missing = [part for part in PARTS if not (PARTS_FOLDER / f"{part}.json").exists()]
+    if missing:
+        return print(f"still missing: {', '.join(missing)}")
+    parts = {part: json.loads((PARTS_FOLDER / f"{part}.json").read_text(encoding="utf-8")) for part in PARTS}
+    made_by = {part: kept["provenance"]["commit"] for part, kept in parts.items()}
+    record = {"provenance": parts["before_after"]["provenance"], "commits": made_by}
+    save_record("convert_smollm2", record | {part: kept["found"] for part, kept in parts.items()})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
