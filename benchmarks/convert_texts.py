@@ -8,10 +8,10 @@ others; B, a story written for this course, `narrative.txt`.
 import hashlib
 import platform
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import torch
 import torch.nn.functional as F
-from pydoc_data.topics import topics
 
 WINDOW = 512
 """Tokens read at a time; the first sees no context, so each window predicts 511."""
