@@ -13,8 +13,11 @@ import sys
 import time
 
 import torch
+from convert_fit import layer_by_layer, one_layer
+from convert_layers import choices, layers
 from convert_recovery import search, train
 from convert_texts import description, held_out, losses
+from convert_why import why
 
 from gqa_lab.convert import convert_kv_heads, first_head, mean_heads, random_head
 from gqa_lab.listen import load_smollm2
@@ -43,9 +46,20 @@ def learning_rate() -> float:
     return float(min(tried, key=tried.get))
 
 
+def some_layers(damage: list[float]) -> list[int]:
+    """Returns the first layer, the three worst and one in the middle of the order by damage."""
+    order = sorted(range(len(damage)), key=lambda i: damage[i])
+    return sorted({0, *order[-3:], order[len(order) // 2]})
+
+
 PARTS = {
     "texts": lambda model, tokenizer: description(tokenizer),
     "before_after": before_after,
+    "layers": layers,
+    "choices": lambda model, tokenizer: choices(model, tokenizer, kept("layers")["damage"]["both"]),
+    "why": why,
+    "one_layer": lambda model, tokenizer: one_layer(model, tokenizer, some_layers(kept("layers")["damage"]["both"])),
+    "layer_by_layer": layer_by_layer,
     "search_pooled": lambda model, tokenizer: search(model, tokenizer, 1),
     "search_lower": lambda model, tokenizer: search(model, tokenizer, 1, (3e-4,)),
     "recovery_pooled": lambda m, t: train(m, t, 1, learning_rate(), PARTS_FOLDER / "pooled.pt"),

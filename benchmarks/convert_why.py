@@ -72,7 +72,7 @@ def value_turns(values: Tensor) -> Tensor:
 
 
 def turned(model, inputs: list[Tensor]):
-    """Returns the model with turned heads: it computes the same, and its KV heads are as alike as turns can make them."""
+    """Returns the model with turned heads: it computes the same, and its KV heads are as alike as turns make them."""
     model = copy.deepcopy(model)
     config = model.config
     for layer, x in zip(model.layers, inputs, strict=True):
@@ -90,7 +90,7 @@ def turned(model, inputs: list[Tensor]):
 
 
 def low_rank(model, inputs: list[Tensor], parts: tuple[str, ...]):
-    """Returns the model with all KV heads of a layer made equal, and each query head reading them by its own factors."""
+    """Returns the model with all KV heads of a layer equal, and each query head reading them by its own factors."""
     model = copy.deepcopy(model)
     n_kv_heads, group_size, head_dim = model.config.n_kv_heads, model.config.group_size, model.config.head_dim
     for layer, x in zip(model.layers, inputs, strict=True):

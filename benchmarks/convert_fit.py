@@ -1,0 +1,119 @@
+"""One layer alone: keys and values of its one KV head, fitted until its attention says what it said before.
+
+Plain least squares on the values cannot help: the head nearest to three is their mean, and the mean is linear in the
+weights, so the fit returns the mean of the weights. What has to be kept is not each head but what the layer says.
+"""
+
+import copy
+import time
+
+import torch
+import torch.nn.functional as F
+from convert_layers import first_windows
+from convert_texts import loss, training_text, windows
+from torch import Tensor
+
+from gqa_lab.convert import convert_kv_heads
+
+STEPS = 60
+N_WINDOWS = 2
+"""Windows of the training text that are fitted: 1,024 tokens."""
+LEARNING_RATE = 3e-3
+
+
+def listen_to(model, ids: Tensor, i: int):
+    """Returns what the attention of layer i is called with, and what it says: inputs, keyword arguments, output."""
+    heard = []
+    hook = model.layers[i].attention.register_forward_hook(lambda m, *call: heard.extend(call), with_kwargs=True)
+    with torch.no_grad():
+        model.hidden(ids)
+    hook.remove()
+    return heard
+
+
+def fit(attention, call, wanted: Tensor, *, steps: int = STEPS, learning_rate: float = LEARNING_RATE) -> list[float]:
+    """Trains keys and values of an attention until it says what is wanted; returns the errors, 1 for silence."""
+    weights = [attention.k_proj.weight.requires_grad_(), attention.v_proj.weight.requires_grad_()]
+    optimizer, errors = torch.optim.Adam(weights, lr=learning_rate), []
+    for _ in range(steps):
+        error = F.mse_loss(attention(*call[0], **call[1]), wanted) / wanted.square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        errors.append(error.item())
+    return errors
+
+
+def refit_output(attention, call, wanted: Tensor, *, ridge: float = 1e-2) -> None:
+    """Sets `o_proj` by least squares, held near the old one, so that the attention says what is wanted."""
+    heard = []
+    hook = attention.o_proj.register_forward_pre_hook(lambda module, args: heard.append(args[0].flatten(0, 1).double()))
+    with torch.no_grad():
+        said = attention(*call[0], **call[1])
+    hook.remove()
+    x, missing = heard[0], (wanted - said).flatten(0, 1).double()
+    gram = x.T @ x
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    attention.o_proj.weight.data += torch.linalg.solve(gram, x.T @ missing).T.float()
+
+
+def with_attention(model, i: int, attention):
+    """Returns the model with another attention in layer i; it shares all weights."""
+    changed = copy.copy(model)
+    changed._modules = model._modules | {"layers": torch.nn.ModuleList(model.layers)}
+    changed.layers[i] = copy.copy(model.layers[i])
+    changed.layers[i]._modules = model.layers[i]._modules | {"attention": attention}
+    return changed
+
+
+def mean_is_least_squares(model, call, i: int) -> float:
+    """Returns how far the least-squares head for the values of all heads is from the mean of their weights."""
+    x = call[0][0].flatten(0, 1).double()
+    v = model.layers[i].attention.v_proj.weight.double().unflatten(0, (model.config.n_kv_heads, -1))
+    fitted = torch.linalg.lstsq(x, (x @ v.mT).mean(0)).solution.T
+    return ((fitted - v.mean(0)).norm() / v.mean(0).norm()).item()
+
+
+def one_layer(model, tokenizer, chosen: list[int]) -> dict:
+    """Returns for some layers the loss on A: pooled, fitted, and with `o_proj` set by least squares instead."""
+    ids, held = windows(tokenizer, training_text(), N_WINDOWS), first_windows(tokenizer)
+    pooled, before, found = convert_kv_heads(model, 1), loss(model, held), {}
+    for i in chosen:
+        *call, wanted = listen_to(model, ids, i)
+        attention = pooled.layers[i].attention
+        here = {"pooled": loss(with_attention(model, i, attention), held)}
+        begun, fitted, refitted = time.perf_counter(), copy.deepcopy(attention), copy.deepcopy(attention)
+        errors = fit(fitted, call, wanted)
+        here |= {"fit_seconds": time.perf_counter() - begun, "error_before": errors[0], "error_after": errors[-1]}
+        here["fitted"] = loss(with_attention(model, i, fitted), held)
+        refit_output(refitted, call, wanted)
+        here["output_refitted"] = loss(with_attention(model, i, refitted), held)
+        here["least_squares_minus_mean"] = mean_is_least_squares(model, call, i)
+        found[str(i)] = here
+        print(f"layer {i}: {here}", flush=True)
+    return {
+        "n_tokens": ids.numel(),
+        "n_steps": STEPS,
+        "learning_rate": LEARNING_RATE,
+        "before": before,
+        "layers": found,
+    }
+
+
+def layer_by_layer(model, tokenizer) -> dict:
+    """Returns the losses of a model in which every layer was fitted, from the first on, to what it said before."""
+    ids, held = windows(tokenizer, training_text(), N_WINDOWS), first_windows(tokenizer)
+    student, errors, begun = convert_kv_heads(model, 1), [], time.perf_counter()
+    for i, layer in enumerate(student.layers):
+        *_, wanted = listen_to(model, ids, i)
+        call = listen_to(student, ids, i)[:2]  # what the layers before it, fitted already, hand on
+        errors.append(fit(layer.attention, call, wanted)[:: STEPS - 1])
+        layer.attention.requires_grad_(False)
+        print(f"layer {i}: error {errors[-1][0]:.3f} -> {errors[-1][1]:.3f}", flush=True)
+    seconds = time.perf_counter() - begun
+    return {
+        "seconds": seconds,
+        "errors": errors,
+        "loss": loss(student, held),
+        "loss_pooled": loss(convert_kv_heads(model, 1), held),
+    }
