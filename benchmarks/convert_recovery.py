@@ -54,11 +54,11 @@ def adam(student):
     return torch.optim.Adam([p for p in student.parameters() if p.requires_grad], betas=(0.9, 0.95))
 
 
-def search(model, tokenizer, n_kv_heads: int, rates: tuple[float, ...] = LEARNING_RATES) -> dict:
+def search(model, tokenizer, n_kv_heads: int) -> dict:
     """Returns the training loss after a few steps at several learning rates."""
     texts, found = windows(tokenizer, training_text()), {}
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))[:N_SEARCH]
-    for rate in rates:
+    for rate in LEARNING_RATES:
         student = trainable(convert_kv_heads(model, n_kv_heads))
         optimizer = adam(student)
         seen = [step(student, optimizer, texts[i], rate * min(1, (n + 1) / WARM_UP)) for n, i in enumerate(order)]

@@ -42,7 +42,7 @@ def before_after(model, tokenizer) -> dict:
 
 def learning_rate() -> float:
     """Returns the learning rate at which the pooled model learned fastest; the control trains by the same recipe."""
-    tried = kept("search_pooled")["mean_loss_of_last_8"] | kept("search_lower")["mean_loss_of_last_8"]
+    tried = kept("search_pooled")["mean_loss_of_last_8"]
     return float(min(tried, key=tried.get))
 
 
@@ -61,7 +61,6 @@ PARTS = {
     "one_layer": lambda model, tokenizer: one_layer(model, tokenizer, some_layers(kept("layers")["damage"]["both"])),
     "layer_by_layer": layer_by_layer,
     "search_pooled": lambda model, tokenizer: search(model, tokenizer, 1),
-    "search_lower": lambda model, tokenizer: search(model, tokenizer, 1, (3e-4,)),
     "recovery_pooled": lambda m, t: train(m, t, 1, learning_rate(), PARTS_FOLDER / "pooled.pt"),
     "recovery_control": lambda m, t: train(m, t, 3, learning_rate(), PARTS_FOLDER / "control.pt"),
 }
