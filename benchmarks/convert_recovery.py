@@ -15,9 +15,8 @@ N_PASSES = 1
 """Times that the training text is read, one window of 512 tokens a step: no token twice."""
 POINTS = (0, 0.125, 0.25, 0.5, 1)
 WARM_UP = 10
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-N_SEARCH = 24
-"""Steps of each learning rate that is tried; the mean loss of the last 8 decides."""
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+"""Each is tried on the pooled model for a quarter of the training; the last training losses decide."""
 
 
 def trainable(model):
@@ -54,27 +53,16 @@ def adam(student):
     return torch.optim.Adam([p for p in student.parameters() if p.requires_grad], betas=(0.9, 0.95))
 
 
-def search(model, tokenizer, n_kv_heads: int) -> dict:
-    """Returns the training loss after a few steps at several learning rates."""
-    texts, found = windows(tokenizer, training_text()), {}
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))[:N_SEARCH]
-    for rate in LEARNING_RATES:
-        student = trainable(convert_kv_heads(model, n_kv_heads))
-        optimizer = adam(student)
-        seen = [step(student, optimizer, texts[i], rate * min(1, (n + 1) / WARM_UP)) for n, i in enumerate(order)]
-        found[str(rate)] = sum(seen[-8:]) / 8
-        print(f"search, {n_kv_heads} KV heads: learning rate {rate}: loss {found[str(rate)]:.3f}", flush=True)
-    return {"n_steps": N_SEARCH, "mean_loss_of_last_8": found}
-
-
-def train(model, tokenizer, n_kv_heads: int, learning_rate: float, state_path, *, start=None) -> dict:
+def train(model, tokenizer, n_kv_heads: int, learning_rate: float, folder, *, share: float = 1) -> dict:
     """Returns the losses on A and B after each share of the training, which goes on where it was interrupted.
 
     Args:
-        start: the model to train; None means `model`, pooled by the mean where it has more KV heads.
+        n_kv_heads: 1 pools by the mean, 3 is the control.
+        folder: where the state is kept.
+        share: how much of the training is done; more of it later goes on from there.
     """
     texts, held = windows(tokenizer, training_text()), held_out(tokenizer)
-    start = start or convert_kv_heads(model, n_kv_heads)
+    start, state_path = convert_kv_heads(model, n_kv_heads), folder / f"run_{n_kv_heads}_{learning_rate}.pt"
     student, generator = trainable(start), torch.Generator().manual_seed(0)
     order = torch.cat([torch.randperm(len(texts), generator=generator) for _ in range(N_PASSES)]).tolist()
     optimizer, points, seconds, seen = adam(student), [], 0.0, []
@@ -84,7 +72,8 @@ def train(model, tokenizer, n_kv_heads: int, learning_rate: float, state_path, *
         optimizer.load_state_dict(state["optimizer"])
         points, seconds, seen = state["points"], state["seconds"], state["seen"]
     stops = [round(share * len(order)) for share in POINTS]
-    for i in range(len(seen), len(order) + 1):
+    last = round(share * len(order))
+    for i in range(len(seen), last + 1):
         if i in stops and i not in [point["step"] for point in points]:
             for name, weight in student.named_parameters():
                 if weight.requires_grad:
@@ -94,15 +83,18 @@ def train(model, tokenizer, n_kv_heads: int, learning_rate: float, state_path, *
             now = {"points": points, "seconds": seconds, "seen": seen}
             torch.save(now | {"weights": student.state_dict(), "optimizer": optimizer.state_dict()}, state_path)
             print(f"{n_kv_heads} KV heads, step {i}: {here}", flush=True)
-        if i < len(order):
+        if i < last:
             begun = time.perf_counter()
             cosine = 0.5 * (1 + math.cos(math.pi * i / len(order)))
             rate = learning_rate * cosine * min(1, (i + 1) / WARM_UP)
             seen.append(step(student, optimizer, texts[order[i]], rate))
             seconds += time.perf_counter() - begun
             if i % 10 == 0:
-                left = seconds / (i + 1) * (len(order) - i) / 60
-                print(f"{n_kv_heads} KV heads, step {i}/{len(order)}: {seen[-1]:.3f}, {left:.0f} min left", flush=True)
+                left = seconds / (i + 1) * (last - i) / 60
+                print(
+                    f"{n_kv_heads} KV heads at {learning_rate}, step {i}/{last}: {seen[-1]:.3f}, {left:.0f} min left",
+                    flush=True,
+                )
     n_trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     return {
         "n_kv_heads": n_kv_heads,

@@ -11,11 +11,12 @@ whole can be interrupted and gone on with. All losses are cross-entropies in nat
 import json
 import sys
 import time
+from statistics import mean
 
 import torch
 from convert_fit import layer_by_layer, one_layer
 from convert_layers import choices, layers
-from convert_recovery import search, train
+from convert_recovery import LEARNING_RATES, train
 from convert_texts import description, held_out, losses
 from convert_why import why
 
@@ -40,10 +41,19 @@ def before_after(model, tokenizer) -> dict:
     return {name: {text: losses(make(), ids) for text, ids in held.items()} for name, make in models.items()}
 
 
-def learning_rate() -> float:
-    """Returns the learning rate at which the pooled model learned fastest; the control trains by the same recipe."""
-    tried = kept("search_pooled")["mean_loss_of_last_8"]
-    return float(min(tried, key=tried.get))
+def search(rate: float):
+    """Returns the part that tries a learning rate on the pooled model for the first quarter of the training."""
+    return lambda model, tokenizer: train(model, tokenizer, 1, rate, PARTS_FOLDER, share=0.25)
+
+
+def recovery(n_kv_heads: int):
+    """Returns the part that trains at the rate with the lowest training loss; the control takes the same recipe."""
+
+    def part(model, tokenizer):
+        tried = {rate: mean(kept(f"search_{rate}")["training_losses"][-8:]) for rate in LEARNING_RATES}
+        return train(model, tokenizer, n_kv_heads, min(tried, key=tried.get), PARTS_FOLDER)
+
+    return part
 
 
 def some_layers(damage: list[float]) -> list[int]:
@@ -60,10 +70,47 @@ PARTS = {
     "why": why,
     "one_layer": lambda model, tokenizer: one_layer(model, tokenizer, some_layers(kept("layers")["damage"]["both"])),
     "layer_by_layer": layer_by_layer,
-    "search_pooled": lambda model, tokenizer: search(model, tokenizer, 1),
-    "recovery_pooled": lambda m, t: train(m, t, 1, learning_rate(), PARTS_FOLDER / "pooled.pt"),
-    "recovery_control": lambda m, t: train(m, t, 3, learning_rate(), PARTS_FOLDER / "control.pt"),
+    **{f"search_{rate}": search(rate) for rate in LEARNING_RATES},
+    "recovery_pooled": recovery(1),
+    "recovery_control": recovery(3),
 }
+
+
+def summary(found: dict) -> dict:
+    """Returns the numbers that the lesson quotes, from the raw ones: means over windows and layers, and differences."""
+    loss = {name: {text: mean(x) for text, x in texts.items()} for name, texts in found["before_after"].items()}
+    geometry = {
+        when: {
+            part: {
+                "length_of_mean": mean(layer["length_of_mean"] for layer in layers),
+                "cosine": mean(mean(layer["cosines"]) for layer in layers),
+                "largest_cosine": max(max(map(abs, layer["cosines"])) for layer in layers),
+                "kept_of_activations": mean(layer["kept_of_activations"] for layer in layers),
+            }
+            for part, layers in found["why"][when].items()
+        }
+        for when in ("geometry", "geometry_turned")
+    }
+    recovery = {}
+    for text, original in loss["original"].items():
+        start, *_, end = (mean(point["losses"][text]) for point in found["recovery_pooled"]["points"])
+        control = mean(found["recovery_control"]["points"][-1]["losses"][text])
+        recovery[text] = {
+            "start": start,
+            "end": end,
+            "control_end": control,
+            "share_recovered": (start - end) / (start - original),
+            "gap_to_control": end - control,
+        }
+    return {
+        "loss": loss,
+        "sum_of_single_damages": sum(found["layers"]["damage"]["both"]),
+        "growth_with_all_layers": {
+            way: {part: texts["A"] - loss["original"]["A"] for part, texts in parts.items()}
+            for way, parts in found["why"]["losses"].items()
+        },
+        "recovery": recovery,
+    } | geometry
 
 
 def kept(part: str):
@@ -90,8 +137,9 @@ def main(wanted: list[str]) -> None:
         return print(f"still missing: {', '.join(missing)}")
     parts = {part: json.loads((PARTS_FOLDER / f"{part}.json").read_text(encoding="utf-8")) for part in PARTS}
     made_by = {part: kept["provenance"]["commit"] for part, kept in parts.items()}
-    record = {"provenance": parts["before_after"]["provenance"], "commits": made_by}
-    save_record("convert_smollm2", record | {part: kept["found"] for part, kept in parts.items()})
+    found = {part: kept["found"] for part, kept in parts.items()}
+    record = {"provenance": parts["recovery_pooled"]["provenance"], "commits": made_by, "summary": summary(found)}
+    save_record("convert_smollm2", record | {"layer_damage": found["layers"]["damage"]["both"]} | found)
 
 
 if __name__ == "__main__":

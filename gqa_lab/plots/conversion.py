@@ -57,9 +57,9 @@ def damage_by_layer_text(record: Mapping) -> str:
     together = mean(record["before_after"]["mean"]["A"]) - mean(record["before_after"]["original"]["A"])
     keys_worse = sum(k > v for k, v in zip(keys, values, strict=True))
     return (
-        f"One layer alone costs between {min(both):+.2f} and {max(both):+.2f} nats; all {len(both)} together "
-        f"{together:+.1f}. Layer {worst[0]} costs most, then {worst[1]} and {worst[2]}. Pooled keys cost more than pooled "
-        f"values in {keys_worse} of {len(both)} layers."
+        f"Pooled alone, a layer costs {min(both):.2f} to {max(both):.2f} nats; all {len(both)} together cost "
+        f"{together:.1f}. Layer {worst[0]} costs most, then {worst[1]} and {worst[2]}. Keys alone cost more than "
+        f"values alone in {keys_worse} of {len(both)} layers."
     )
 
 
@@ -107,11 +107,11 @@ def recovery_text(record: Mapping) -> str:
     (pooled_a, pooled_b), (control_a, control_b) = (
         [f"from {points[0][text]:.1f} to {points[-1][text]:.1f}" for text in "AB"] for points in ends.values()
     )
-    tokens = record["recovery_pooled"]["points"][-1]["n_tokens"]
+    tokens = record["recovery_pooled"]["points"][-1]["n_tokens"] / 1000
     return (
-        f"{tokens / 1000:.0f} thousand tokens bring back much of what pooling took, not all. Pooled to one KV head, the loss falls "
-        f"{pooled_a} on text like the one it was trained on, and {pooled_b} on a story. The control, with its own three "
-        f"KV heads, goes {control_a} and {control_b}."
+        f"{tokens:.0f} thousand tokens of training bring the pooled model part of the way back. Pooled to one KV head, "
+        f"its loss goes {pooled_a} on held-out text like the training text, and {pooled_b} on a story. The control, "
+        f"with its own three KV heads, goes {control_a} and {control_b}."
     )
 
 
