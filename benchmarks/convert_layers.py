@@ -79,3 +79,14 @@ def choices(model, tokenizer, damage: list[float]) -> dict:
         }
         print(name, found[name], flush=True)
     return {"before": before, "before_on_256_of_B": before_short, "choices": found}
+
+
+def spared(model, tokenizer, damage: list[float]) -> dict:
+    """Returns the loss on A and on B when all layers are pooled but the n that are damaged most."""
+    order = sorted(range(model.config.n_layers), key=lambda i: -damage[i])
+    texts, found = {"A": first_windows(tokenizer), "B": held_out(tokenizer)["B"]}, []
+    for n in (0, 1, 2, 4, 8, 16):
+        pooled = pool_layers(model, 1, order[n:])
+        found.append({"spared": sorted(order[:n]), "loss": {name: loss(pooled, ids) for name, ids in texts.items()}})
+        print(found[-1], flush=True)
+    return {"before": {name: loss(model, ids) for name, ids in texts.items()}, "steps": found}

@@ -15,7 +15,7 @@ from statistics import mean
 
 import torch
 from convert_fit import layer_by_layer, one_layer
-from convert_layers import choices, layers
+from convert_layers import choices, layers, spared
 from convert_recovery import LEARNING_RATES, train
 from convert_texts import description, held_out, losses
 from convert_why import why
@@ -67,6 +67,7 @@ PARTS = {
     "before_after": before_after,
     "layers": layers,
     "choices": lambda model, tokenizer: choices(model, tokenizer, kept("layers")["damage"]["both"]),
+    "spared": lambda model, tokenizer: spared(model, tokenizer, kept("layers")["damage"]["both"]),
     "why": why,
     "one_layer": lambda model, tokenizer: one_layer(model, tokenizer, some_layers(kept("layers")["damage"]["both"])),
     "layer_by_layer": layer_by_layer,
