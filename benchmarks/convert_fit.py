@@ -66,12 +66,13 @@ def with_attention(model, i: int, attention):
     return changed
 
 
-def mean_is_least_squares(model, call, i: int) -> float:
-    """Returns how far the least-squares head for the values of all heads is from the mean of their weights."""
+def least_squares_minus_mean(model, call, i: int) -> float:
+    """Returns how far the values of the least-squares head for all heads are from those of their mean: about 0."""
     x = call[0][0].flatten(0, 1).double()
     v = model.layers[i].attention.v_proj.weight.double().unflatten(0, (model.config.n_kv_heads, -1))
-    fitted = torch.linalg.lstsq(x, (x @ v.mT).mean(0)).solution.T
-    return ((fitted - v.mean(0)).norm() / v.mean(0).norm()).item()
+    wanted = (x @ v.mT).mean(0)  # nearest to all heads at once, token by token
+    fitted = x @ torch.linalg.lstsq(x, wanted, driver="gelsd").solution
+    return ((fitted - x @ v.mean(0).T).norm() / wanted.norm()).item()
 
 
 def one_layer(model, tokenizer, chosen: list[int]) -> dict:
@@ -88,7 +89,7 @@ def one_layer(model, tokenizer, chosen: list[int]) -> dict:
         here["fitted"] = loss(with_attention(model, i, fitted), held)
         refit_output(refitted, call, wanted)
         here["output_refitted"] = loss(with_attention(model, i, refitted), held)
-        here["least_squares_minus_mean"] = mean_is_least_squares(model, call, i)
+        here["least_squares_minus_mean"] = least_squares_minus_mean(model, call, i)
         found[str(i)] = here
         print(f"layer {i}: {here}", flush=True)
     return {
