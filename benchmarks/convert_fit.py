@@ -10,7 +10,7 @@ import time
 import torch
 import torch.nn.functional as F
 from convert_layers import first_windows
-from convert_texts import loss, training_text, windows
+from convert_texts import held_out, loss, losses, training_text, windows
 from torch import Tensor
 
 from gqa_lab.convert import convert_kv_heads
@@ -18,7 +18,7 @@ from gqa_lab.convert import convert_kv_heads
 STEPS = 60
 N_WINDOWS = 2
 """Windows of the training text that are fitted: 1,024 tokens."""
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-3
 
 
 def listen_to(model, ids: Tensor, i: int):
@@ -101,20 +101,25 @@ def one_layer(model, tokenizer, chosen: list[int]) -> dict:
     }
 
 
-def layer_by_layer(model, tokenizer) -> dict:
-    """Returns the losses of a model in which every layer was fitted, from the first on, to what it said before."""
-    ids, held = windows(tokenizer, training_text(), N_WINDOWS), first_windows(tokenizer)
+def layer_by_layer(model, tokenizer, path) -> dict:
+    """Returns the losses of a model in which every layer was fitted, from the first on, to what it said before.
+
+    Args:
+        path: where the fitted model's keys and values are kept.
+    """
+    ids, held = windows(tokenizer, training_text(), N_WINDOWS), held_out(tokenizer)
     student, errors, begun = convert_kv_heads(model, 1), [], time.perf_counter()
     for i, layer in enumerate(student.layers):
         *_, wanted = listen_to(model, ids, i)
-        call = listen_to(student, ids, i)[:2]  # what the layers before it, fitted already, hand on
+        *call, _ = listen_to(student, ids, i)  # it reads what the layers before it, fitted already, hand on
         errors.append(fit(layer.attention, call, wanted)[:: STEPS - 1])
         layer.attention.requires_grad_(False)
         print(f"layer {i}: error {errors[-1][0]:.3f} -> {errors[-1][1]:.3f}", flush=True)
     seconds = time.perf_counter() - begun
-    return {
+    torch.save({k: w for k, w in student.state_dict().items() if ".k_proj." in k or ".v_proj." in k}, path)
+    found = {"n_tokens": ids.numel(), "n_steps": STEPS, "learning_rate": LEARNING_RATE}
+    return found | {
         "seconds": seconds,
         "errors": errors,
-        "loss": loss(student, held),
-        "loss_pooled": loss(convert_kv_heads(model, 1), held),
+        "losses": {text: losses(student, x) for text, x in held.items()},
     }

@@ -53,16 +53,20 @@ def adam(student):
     return torch.optim.Adam([p for p in student.parameters() if p.requires_grad], betas=(0.9, 0.95))
 
 
-def train(model, tokenizer, n_kv_heads: int, learning_rate: float, folder, *, share: float = 1) -> dict:
+def train(model, tokenizer, n_kv_heads: int, learning_rate: float, folder, *, share: float = 1, fitted=None) -> dict:
     """Returns the losses on A and B after each share of the training, which goes on where it was interrupted.
 
     Args:
         n_kv_heads: 1 pools by the mean, 3 is the control.
         folder: where the state is kept.
+        fitted: file with other keys and values to start from.
         share: how much of the training is done; more of it later goes on from there.
     """
     texts, held = windows(tokenizer, training_text()), held_out(tokenizer)
-    start, state_path = convert_kv_heads(model, n_kv_heads), folder / f"run_{n_kv_heads}_{learning_rate}.pt"
+    start = convert_kv_heads(model, n_kv_heads)
+    if fitted:
+        start.load_state_dict(torch.load(fitted), strict=False)
+    state_path = folder / f"run_{n_kv_heads}_{learning_rate}{'_fitted' * bool(fitted)}.pt"
     student, generator = trainable(start), torch.Generator().manual_seed(0)
     order = torch.cat([torch.randperm(len(texts), generator=generator) for _ in range(N_PASSES)]).tolist()
     optimizer, points, seconds, seen = adam(student), [], 0.0, []

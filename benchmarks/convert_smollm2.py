@@ -25,6 +25,7 @@ from gqa_lab.listen import load_smollm2
 from gqa_lab.recorded import RESULTS, environment, save_record
 
 PARTS_FOLDER = RESULTS / "parts"
+FITTED = PARTS_FOLDER / "fitted.pt"
 
 
 def before_after(model, tokenizer) -> dict:
@@ -46,12 +47,12 @@ def search(rate: float):
     return lambda model, tokenizer: train(model, tokenizer, 1, rate, PARTS_FOLDER, share=0.25)
 
 
-def recovery(n_kv_heads: int):
+def recovery(n_kv_heads: int, fitted=None):
     """Returns the part that trains at the rate with the lowest training loss; the control takes the same recipe."""
 
     def part(model, tokenizer):
         tried = {rate: mean(kept(f"search_{rate}")["training_losses"][-8:]) for rate in LEARNING_RATES}
-        return train(model, tokenizer, n_kv_heads, min(tried, key=tried.get), PARTS_FOLDER)
+        return train(model, tokenizer, n_kv_heads, min(tried, key=tried.get), PARTS_FOLDER, fitted=fitted)
 
     return part
 
@@ -70,10 +71,11 @@ PARTS = {
     "spared": lambda model, tokenizer: spared(model, tokenizer, kept("layers")["damage"]["both"]),
     "why": why,
     "one_layer": lambda model, tokenizer: one_layer(model, tokenizer, some_layers(kept("layers")["damage"]["both"])),
-    "layer_by_layer": layer_by_layer,
+    "layer_by_layer": lambda model, tokenizer: layer_by_layer(model, tokenizer, FITTED),
     **{f"search_{rate}": search(rate) for rate in LEARNING_RATES},
     "recovery_pooled": recovery(1),
     "recovery_control": recovery(3),
+    "recovery_fitted": recovery(1, FITTED),
 }
 
 
