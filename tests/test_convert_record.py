@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -7,6 +8,9 @@ import torch
 from gqa_lab.config import ModelConfig
 from gqa_lab.convert import convert_kv_heads, pool_layers
 from gqa_lab.model import Transformer
+from gqa_lab.plots import damage_by_layer
+from gqa_lab.plots import recovery as recovery_figure
+from gqa_lab.recorded import recorded
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import convert_why  # noqa: E402
@@ -90,3 +94,91 @@ def test_the_mean_of_equal_opposite_and_unrelated_heads_keeps_all_nothing_and_a_
     assert convert_why.kept_by_the_mean(head.repeat(3, 1, 1)) == pytest.approx(1)
     assert convert_why.kept_by_the_mean(torch.cat([head, -head])) == pytest.approx(0)
     assert convert_why.kept_by_the_mean(torch.randn(3, 500, 64)) == pytest.approx(1 / 3, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return recorded("convert_smollm2")
+
+
+def means(losses):
+    return {text: mean(windows) for text, windows in losses.items()}
+
+
+def test_every_loss_is_the_mean_of_the_recorded_windows(record):
+    texts, raw = record["texts"], record["before_after"]
+    for losses in raw.values():
+        assert {text: len(x) * texts[text]["window"] for text, x in losses.items()} == {
+            text: texts[text]["n_tokens"] for text in "AB"
+        }
+    assert record["summary"]["loss"] == {name: pytest.approx(means(losses)) for name, losses in raw.items()}
+    assert raw["expanded"] == {text: pytest.approx(x, abs=1e-5) for text, x in raw["original"].items()}
+    assert all(mean(raw[rule]["A"]) > 3 * mean(raw["original"]["A"]) for rule in ("mean", "first", "random"))
+
+
+def test_the_same_measurement_made_twice_in_the_record_agrees(record):
+    growth = record["summary"]["growth_with_all_layers"]["mean"]
+    loss = record["summary"]["loss"]
+    assert growth["both"] == pytest.approx(loss["mean"]["A"] - loss["original"]["A"], abs=1e-3)
+    for run, start in (("recovery_pooled", "mean"), ("recovery_control", "original")):
+        assert means(record[run]["points"][0]["losses"]) == pytest.approx(loss[start], abs=1e-3)
+    fitted = record["recovery_fitted"]["points"][0]["losses"]
+    assert means(fitted) == pytest.approx(means(record["layer_by_layer"]["losses"]), abs=1e-3)
+    pooled, spared_none = loss["mean"], record["spared"]["steps"][0]["loss"]
+    assert spared_none["B"] == pytest.approx(pooled["B"], abs=1e-3)
+
+
+def test_the_damages_are_thirty_and_the_choices_are_ten_layers_whose_sum_is_theirs(record):
+    damage = record["layer_damage"]
+    assert damage == record["layers"]["damage"]["both"] and len(damage) == 30
+    assert record["summary"]["sum_of_single_damages"] == pytest.approx(sum(damage))
+    for choice in record["choices"]["choices"].values():
+        assert len(set(choice["layers"])) == 10
+        assert choice["sum_of_single"] == pytest.approx(sum(damage[i] for i in choice["layers"]))
+    order = sorted(range(30), key=damage.__getitem__)
+    chosen = record["choices"]["choices"]
+    assert chosen["least"]["layers"] == sorted(order[:10]) and chosen["worst"]["layers"] == sorted(order[-10:])
+
+
+def test_the_runs_saw_the_same_tokens_by_the_same_recipe(record):
+    runs = [record[f"recovery_{run}"] for run in ("pooled", "fitted", "control")]
+    recipes = {(run["learning_rate"], run["n_steps"], run["n_passes"]) for run in runs}
+    assert len(recipes) == 1
+    n_tokens = runs[0]["n_steps"] * record["texts"]["train"]["window"]
+    assert n_tokens == record["texts"]["train"]["n_tokens"] * runs[0]["n_passes"]
+    for run in runs:
+        assert [point["n_tokens"] / n_tokens for point in run["points"]] == pytest.approx(
+            [0, 0.125, 0.25, 0.5, 1], abs=0.005
+        )
+        assert len(run["training_losses"]) == run["n_steps"]
+    assert runs[0]["n_trained_weights"] * 3 == runs[2]["n_trained_weights"] == 30 * 2 * 3 * 64 * 576
+
+
+def test_what_is_said_about_the_recovery_follows_from_its_points(record):
+    for text, said in record["summary"]["recovery"].items():
+        start, end = (mean(record["recovery_pooled"]["points"][i]["losses"][text]) for i in (0, -1))
+        original = mean(record["before_after"]["original"][text])
+        control = mean(record["recovery_control"]["points"][-1]["losses"][text])
+        assert said["share_recovered"] == pytest.approx((start - end) / (start - original))
+        assert said["gap_to_control"] == pytest.approx(end - control)
+
+
+def test_the_length_of_a_mean_of_three_is_that_of_unrelated_heads(record):
+    for part in ("k_proj", "v_proj"):
+        layers = record["why"]["geometry"][part]
+        assert record["summary"]["geometry"][part]["length_of_mean"] == pytest.approx(
+            mean(layer["length_of_mean"] for layer in layers)
+        )
+        for layer in layers:  # |mean|² of three equally long vectors is (1 + 2 cosine) / 3
+            expected = ((1 + 2 * mean(layer["cosines"])) / 3) ** 0.5
+            assert layer["length_of_mean"] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_figures_say_what_is_recorded_and_draw_every_point(record):
+    damage, recovery = damage_by_layer(record), recovery_figure(record)
+    assert [len(dots.get_offsets()) for dots in damage.collections] == [30, 30, 30]
+    assert f"{max(record['layer_damage']):.2f}" in damage.get_label()
+    assert [len(line.get_xdata()) for line in recovery.lines] == [5] * 6
+    end = record["recovery_pooled"]["points"][-1]["losses"]
+    assert all(f"to {mean(windows):.1f}" in recovery.get_label() for windows in end.values())
+    assert all("recorded on" in axes.get_xlabel() for axes in (damage, recovery))

@@ -27,8 +27,9 @@ def damage_by_layer(record: Mapping) -> Axes:
     for part, look in looks.items():
         name = {"both": "keys and values", "k": "keys alone", "v": "values alone"}[part]
         axes.scatter(range(n_layers), damage[part], label=name, zorder=3, **look)
-    for i in worst_layers(damage["both"]):
-        axes.annotate(f"layer {i}", (i, damage["both"][i]), (7, 0), textcoords="offset points", va="center")
+    for place, i in enumerate(worst_layers(damage["both"])):
+        side = {"va": "top", "xytext": (7, -2)} if place % 2 else {"va": "bottom", "xytext": (7, 0)}
+        axes.annotate(f"layer {i}", (i, damage["both"][i]), textcoords="offset points", **side)
     axes.legend(frameon=False, loc="upper right")
     axes.set_xlim(-1, n_layers)
     axes.set_ylim(top=max(damage["both"]) * 1.12)
@@ -63,31 +64,35 @@ def damage_by_layer_text(record: Mapping) -> str:
     )
 
 
+RUNS = {
+    "recovery_pooled": ("mqa", "1 KV head, the mean"),
+    "recovery_fitted": ("mqa", "1 KV head, fitted first"),
+    "recovery_control": ("gqa", "its own 3 KV heads"),
+}
+"""Each run of the record: its style, and what it is called."""
+
+
 def recovery(record: Mapping) -> Axes:
-    """Draws the loss of the pooled model and of the control against the tokens that both were trained on.
+    """Draws the loss of the pooled models and of the control against the tokens that all were trained on.
+
+    Filled marks are held-out text like the training text (A), hollow ones a story (B).
 
     Args:
         record: `recorded("convert_smollm2")`.
     """
-    axes = new_axes(height=3.6)
-    most = 0.0
-    for run, kind in (("recovery_pooled", "mqa"), ("recovery_control", "gqa")):
-        points = record[run]["points"]
+    axes, ends = new_axes(height=4.0), []
+    for run, (kind, name) in RUNS.items():
+        points, style = record[run]["points"], STYLE[kind]
         tokens = [point["n_tokens"] / 1000 for point in points]
-        most = max(most, tokens[-1])
-        style = STYLE[kind]
         for text, fill in (("A", style["color"]), ("B", "white")):
             y = [mean(point["losses"][text]) for point in points]
             axes.plot(tokens, y, **style, markerfacecolor=fill, markersize=6, linewidth=1.2)
-            name = {"mqa": "pooled to 1 KV head", "gqa": "its own 3 KV heads"}[kind]
-            kind_of_text = {"A": "like the training text", "B": "a story"}[text]
-            axes.annotate(
-                f"{name}: {kind_of_text}", (tokens[-1], y[-1]), (8, 0), textcoords="offset points", va="center"
-            )
-    axes.set_xlim(-0.02 * most, 1.62 * most)
-    axes.set_xticks([point["n_tokens"] / 1000 for point in record["recovery_pooled"]["points"]])
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.set_ylim(bottom=0)
+            ends.append((y[-1], f"{name}, {text}"))
+    for (y, name), height in zip(sorted(ends), spread(sorted(y for y, _ in ends), 0.55), strict=True):
+        axes.annotate(f"{name}: {y:.1f}", (tokens[-1], height), (9, 0), textcoords="offset points", va="center")
+    axes.set_xlim(-0.02 * tokens[-1], 1.5 * tokens[-1])
+    axes.set_xticks(tokens, [f"{x:.0f}" for x in tokens])
+    axes.set_ylim(0, 10.8)
     axes.set_xlabel(f"tokens trained on, thousands\n{_caption(record, _measured_tokens(record))}")
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_label(recovery_text(record))
@@ -95,23 +100,34 @@ def recovery(record: Mapping) -> Axes:
     return axes
 
 
+def spread(heights: list[float], distance: float) -> list[float]:
+    """Returns rising heights moved up just so far that labels at them do not touch.
+
+    Example:
+        >>> spread([1.0, 1.25, 3.0], 0.5)
+        [1.0, 1.5, 3.0]
+    """
+    apart = []
+    for height in heights:
+        apart.append(max(height, apart[-1] + distance) if apart else height)
+    return apart
+
+
 def recovery_text(record: Mapping) -> str:
     """Returns the figure of `recovery` in words."""
-    ends = {
-        run: [
-            {text: mean(losses) for text, losses in point["losses"].items()}
-            for point in record[f"recovery_{run}"]["points"]
-        ]
-        for run in ("pooled", "control")
-    }
-    (pooled_a, pooled_b), (control_a, control_b) = (
-        [f"from {points[0][text]:.1f} to {points[-1][text]:.1f}" for text in "AB"] for points in ends.values()
-    )
+    said = {}
+    for run in RUNS:
+        first, *_, last = record[run]["points"]
+        for text in "AB":
+            start, end = (mean(point["losses"][text]) for point in (first, last))
+            said[run, text] = f"{start:.1f} to {end:.1f}"
     tokens = record["recovery_pooled"]["points"][-1]["n_tokens"] / 1000
     return (
-        f"{tokens:.0f} thousand tokens of training bring the pooled model part of the way back. Pooled to one KV head, "
-        f"its loss goes {pooled_a} on held-out text like the training text, and {pooled_b} on a story. The control, "
-        f"with its own three KV heads, goes {control_a} and {control_b}."
+        f"{tokens:.0f} thousand tokens of training bring one KV head part of the way back. On held-out text like the "
+        f"training text (A) the loss of the pooled model goes from {said['recovery_pooled', 'A']}, on a story (B) from "
+        f"{said['recovery_pooled', 'B']}; with every layer fitted first, from {said['recovery_fitted', 'A']} and from "
+        f"{said['recovery_fitted', 'B']}. The control, with its own 3 KV heads, goes from "
+        f"{said['recovery_control', 'A']} and from {said['recovery_control', 'B']}."
     )
 
 
