@@ -21,13 +21,17 @@ N_WINDOWS = 2
 LEARNING_RATE = 1e-3
 
 
-def listen_to(model, ids: Tensor, i: int):
-    """Returns what the attention of layer i is called with, and what it says: inputs, keyword arguments, output."""
+def listen_to(model, ids: Tensor) -> list[tuple]:
+    """Returns what each attention is called with and what it says: inputs, keyword arguments, output."""
     heard = []
-    hook = model.layers[i].attention.register_forward_hook(lambda m, *call: heard.extend(call), with_kwargs=True)
+    hooks = [
+        layer.attention.register_forward_hook(lambda m, *call: heard.append(call), with_kwargs=True)
+        for layer in model.layers
+    ]
     with torch.no_grad():
         model.hidden(ids)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     return heard
 
 
@@ -79,8 +83,9 @@ def one_layer(model, tokenizer, chosen: list[int]) -> dict:
     """Returns for some layers the loss on A: pooled, fitted, and with `o_proj` set by least squares instead."""
     ids, held = windows(tokenizer, training_text(), N_WINDOWS), first_windows(tokenizer)
     pooled, before, found = convert_kv_heads(model, 1), loss(model, held), {}
+    heard = listen_to(model, ids)
     for i in chosen:
-        *call, wanted = listen_to(model, ids, i)
+        *call, wanted = heard[i]
         attention = pooled.layers[i].attention
         here = {"pooled": loss(with_attention(model, i, attention), held)}
         begun, fitted, refitted = time.perf_counter(), copy.deepcopy(attention), copy.deepcopy(attention)
@@ -109,11 +114,12 @@ def layer_by_layer(model, tokenizer, path) -> dict:
     """
     ids, held = windows(tokenizer, training_text(), N_WINDOWS), held_out(tokenizer)
     student, errors, begun = convert_kv_heads(model, 1), [], time.perf_counter()
-    for i, layer in enumerate(student.layers):
-        *_, wanted = listen_to(model, ids, i)
-        *call, _ = listen_to(student, ids, i)  # it reads what the layers before it, fitted already, hand on
+    x = student.embed_tokens(ids)
+    for i, (layer, (_, how, wanted)) in enumerate(zip(student.layers, listen_to(model, ids), strict=True)):
+        call = (layer.attention_norm(x),), how  # what the layers before it, fitted already, hand on
         errors.append(fit(layer.attention, call, wanted)[:: STEPS - 1])
         layer.attention.requires_grad_(False)
+        x = layer(x, None, **how)
         print(f"layer {i}: error {errors[-1][0]:.3f} -> {errors[-1][1]:.3f}", flush=True)
     seconds = time.perf_counter() - begun
     torch.save({k: w for k, w in student.state_dict().items() if ".k_proj." in k or ".v_proj." in k}, path)
