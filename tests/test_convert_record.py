@@ -13,6 +13,9 @@ from gqa_lab.plots import recovery as recovery_figure
 from gqa_lab.recorded import recorded
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import convert_fit  # noqa: E402
+import convert_layers  # noqa: E402
+import convert_texts  # noqa: E402
 import convert_why  # noqa: E402
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5, 9, 0, 4, 5]])
@@ -182,3 +185,24 @@ def test_the_figures_say_what_is_recorded_and_draw_every_point(record):
     end = record["recovery_pooled"]["points"][-1]["losses"]
     assert all(f"to {mean(windows):.1f}" in recovery.get_label() for windows in end.values())
     assert all("recorded on" in axes.get_xlabel() for axes in (damage, recovery))
+
+
+def test_a_layer_fitted_says_more_nearly_what_it_said_and_least_squares_is_the_mean(unrelated):
+    model, _ = unrelated
+    *call, wanted = convert_fit.listen_to(model, IDS)[1]
+    assert convert_fit.least_squares_minus_mean(model, call, 1) < 1e-9
+    attention = convert_kv_heads(model, 1).layers[1].attention
+    before = {name: weight.clone() for name, weight in attention.state_dict().items()}
+    errors = convert_fit.fit(attention, call, wanted, steps=40, learning_rate=2e-2)
+    assert errors[-1] < 0.9 * errors[0]
+    changed = {name for name, weight in attention.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == {"k_proj.weight", "v_proj.weight"}
+
+
+@torch.no_grad()
+def test_the_loss_from_a_layer_on_is_the_loss_of_the_whole(unrelated):
+    model, _ = unrelated
+    model = pool_layers(model, 1, [1])
+    calls = convert_layers.calls_of_layers(model, IDS)
+    whole = convert_texts.loss(model, IDS)
+    assert [convert_layers.loss_from(model, i, call, IDS) for i, call in enumerate(calls)] == pytest.approx([whole] * 2)
