@@ -27,11 +27,12 @@ def damage_by_layer(record: Mapping) -> Axes:
     for part, look in looks.items():
         name = {"both": "keys and values", "k": "keys alone", "v": "values alone"}[part]
         axes.scatter(range(n_layers), damage[part], label=name, zorder=3, **look)
-    for place, i in enumerate(worst_layers(damage["both"])):
-        side = {"va": "top", "xytext": (7, -2)} if place % 2 else {"va": "bottom", "xytext": (7, 0)}
-        axes.annotate(f"layer {i}", (i, damage["both"][i]), textcoords="offset points", **side)
+    for i in worst_layers(damage["both"]):
+        side = {"ha": "right", "xytext": (-7, 0)} if i == 0 else {"ha": "left", "xytext": (7, 0)}
+        axes.annotate(f"layer {i}", (i, damage["both"][i]), textcoords="offset points", va="center", **side)
     axes.legend(frameon=False, loc="upper right")
-    axes.set_xlim(-1, n_layers)
+    axes.set_xlim(-3, n_layers)
+    axes.set_xticks(range(0, n_layers, 5))
     axes.set_ylim(top=max(damage["both"]) * 1.12)
     axes.set_xlabel(f"the one layer that is pooled\n{_caption(record, record['layers']['n_tokens'])}")
     axes.set_ylabel("growth of the loss, nats per token")
