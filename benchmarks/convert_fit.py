@@ -13,7 +13,7 @@ from convert_layers import first_windows
 from convert_texts import held_out, loss, losses, training_text, windows
 from torch import Tensor
 
-from gqa_lab.convert import convert_kv_heads
+from gqa_lab.convert import convert_kv_heads, pool_layers
 
 STEPS = 60
 N_WINDOWS = 2
@@ -62,11 +62,9 @@ def refit_output(attention, call, wanted: Tensor, *, ridge: float = 1e-2) -> Non
 
 
 def with_attention(model, i: int, attention):
-    """Returns the model with another attention in layer i; it shares all weights."""
-    changed = copy.copy(model)
-    changed._modules = model._modules | {"layers": torch.nn.ModuleList(model.layers)}
-    changed.layers[i] = copy.copy(model.layers[i])
-    changed.layers[i]._modules = model.layers[i]._modules | {"attention": attention}
+    """Returns the model with another attention in layer i; it shares all other weights."""
+    changed = pool_layers(model, 1, [])
+    changed.layers[i].attention = attention
     return changed
 
 

@@ -197,6 +197,9 @@ def test_a_layer_fitted_says_more_nearly_what_it_said_and_least_squares_is_the_m
     assert errors[-1] < 0.9 * errors[0]
     changed = {name for name, weight in attention.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed == {"k_proj.weight", "v_proj.weight"}
+    mixed = convert_fit.with_attention(model, 1, attention)
+    assert [layer.attention.k_proj.weight.shape[0] for layer in mixed.layers] == [12, 4]
+    assert model.layers[1].attention is not attention and mixed.embed_tokens.weight is model.embed_tokens.weight
 
 
 @torch.no_grad()
