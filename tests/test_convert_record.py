@@ -1,3 +1,4 @@
+import hashlib
 import sys
 from pathlib import Path
 from statistics import mean
@@ -117,6 +118,16 @@ def test_every_loss_is_the_mean_of_the_recorded_windows(record):
     assert record["summary"]["loss"] == {name: pytest.approx(means(losses)) for name, losses in raw.items()}
     assert raw["expanded"] == {text: pytest.approx(x, abs=1e-5) for text, x in raw["original"].items()}
     assert all(mean(raw[rule]["A"]) > 3 * mean(raw["original"]["A"]) for rule in ("mean", "first", "random"))
+
+
+def test_the_story_is_still_the_one_that_was_measured(record):
+    assert record["texts"]["B"]["sha256"] == hashlib.sha256(convert_texts.narrative().encode()).hexdigest()
+
+
+def test_no_line_of_the_held_out_topics_stands_in_the_training_text():
+    train, held = convert_texts.training_text(), [convert_texts.topics[name] for name in convert_texts.HELD_OUT]
+    lines = {line.strip() for text in held for line in text.splitlines() if len(line.strip()) >= 40}
+    assert len(lines) > 300 and not lines & {line.strip() for line in train.splitlines()}
 
 
 def test_the_same_measurement_made_twice_in_the_record_agrees(record):
