@@ -1,11 +1,13 @@
 """A trained model with another number of KV heads: more of them exactly, fewer of them by pooling."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gqa_lab.config import divisors
 from gqa_lab.model import Transformer
@@ -76,6 +78,56 @@ def convert_kv_heads(model: Transformer, n_kv_heads: int, pool: Pool = mean_head
         new.requires_grad_(before.requires_grad)
     converted.lay_out_weights()
     return converted.train(model.training)
+
+
+def pool_layers(
+    model: Transformer,
+    n_kv_heads: int,
+    layers: Iterable[int],
+    *,
+    parts: tuple[str, ...] = ("k_proj", "v_proj"),
+    pool: Pool = mean_heads,
+) -> Transformer:
+    """Returns the model as if only some layers had `n_kv_heads` KV heads; it shares all other weights with the old one.
+
+    A model has one `n_kv_heads`, so these layers keep their G heads, and heads that would become one are made equal:
+    copies of one head compute what the one head would. Shows what pooling does to a layer, and saves no memory.
+
+    Args:
+        model: any decoder; it is left alone.
+        n_kv_heads: a divisor of the model's own G.
+        layers: which ones, from 0.
+        parts: `("k_proj",)` pools the keys alone, `("v_proj",)` the values alone.
+        pool: as in `convert_kv_heads`.
+
+    Raises:
+        ValueError: for a number of KV heads, a layer or a part that the model does not have.
+
+    Example:
+        >>> from gqa_lab.config import ModelConfig
+        >>> config = ModelConfig(n_layers=2, d_model=24, n_heads=6, n_kv_heads=3, head_dim=4, d_ff=32,
+        ...                      vocab_size=50, max_seq_len=16, rope_theta=1e4, norm_eps=1e-5)
+        >>> pooled = pool_layers(Transformer(config), 1, [1])
+        >>> first, second, third = pooled.layers[1].attention.k_proj.weight.unflatten(0, (3, 4))
+        >>> torch.equal(first, third), pooled.config.n_kv_heads
+        (True, 3)
+    """
+    n_old, layers = model.config.n_kv_heads, list(layers)
+    if type(n_kv_heads) is not int or n_kv_heads < 1 or n_old % n_kv_heads:
+        fitting = ", ".join(map(str, divisors(n_old)))
+        raise ValueError(f"n_kv_heads ({n_kv_heads!r}) must divide the {n_old} KV heads of this model; try {fitting}")
+    if wrong := [i for i in layers if i not in range(model.config.n_layers)]:
+        raise ValueError(f"layers holds {wrong[0]!r}; this model has layers 0 to {model.config.n_layers - 1}")
+    if wrong := [part for part in parts if part not in ("k_proj", "v_proj")]:
+        raise ValueError(f'parts holds {wrong[0]!r}; it may hold "k_proj" and "v_proj"')
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    pooled = copy.deepcopy(model, shared)
+    for projection in (getattr(pooled.layers[i].attention, part) for i in layers for part in parts):
+        for name, weight in list(projection.named_parameters()):
+            one = _with_heads(weight.detach(), n_old, n_kv_heads, pool)
+            equal = nn.Parameter(_with_heads(one, n_kv_heads, n_old, pool), requires_grad=weight.requires_grad)
+            setattr(projection, name, equal)
+    return pooled
 
 
 def _with_heads(weight: Float[Tensor, "rows *columns"], n_old: int, n_new: int, pool: Pool) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gqa_lab.config import ModelConfig
-from gqa_lab.convert import convert_kv_heads, first_head, mean_heads, random_head
+from gqa_lab.convert import convert_kv_heads, first_head, mean_heads, pool_layers, random_head
 from gqa_lab.generate import generate
 from gqa_lab.model import Transformer
 
@@ -111,3 +111,39 @@ def test_a_pool_of_another_shape_is_refused():
         convert_kv_heads(tiny(6), 3, lambda heads: heads.mean((0, 1)))
     with pytest.raises(ValueError, match=r"pool returned a list, expected shape \[3, 4, 30\]"):
         convert_kv_heads(tiny(6), 3, lambda heads: list(heads))
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (6, 2), (4, 2)])
+@torch.no_grad()
+def test_equal_heads_in_every_layer_compute_what_the_converted_model_does(before, after):
+    model = tiny(before, attention_bias=True)
+    assert model.config.group_size not in (1, before)
+    as_if = pool_layers(model, after, range(2))
+    torch.testing.assert_close(as_if(IDS), convert_kv_heads(model, after)(IDS), atol=1e-12, rtol=0)
+    assert (as_if(IDS) - model(IDS)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("parts", [("k_proj",), ("v_proj",), ("k_proj", "v_proj"), ()])
+@torch.no_grad()
+def test_pooling_one_layer_changes_only_its_named_parts_and_shares_the_rest(parts):
+    model = tiny(6)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    pooled = pool_layers(model, 2, [1], parts=parts, pool=first_head)
+    own = {name for name, p in pooled.named_parameters() if p.data_ptr() != model.get_parameter(name).data_ptr()}
+    assert own == {f"layers.1.attention.{part}.weight" for part in parts}
+    for name in own:
+        heads = before[name].unflatten(0, (6, 4))
+        assert torch.equal(pooled.get_parameter(name).unflatten(0, (6, 4)), heads[[0, 0, 0, 3, 3, 3]])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_layers_parts_and_numbers_that_do_not_exist_are_refused():
+    model = tiny(6)
+    with pytest.raises(ValueError, match=r"n_kv_heads \(12\) must divide the 6 KV heads of this model; try 1, 2, 3, 6"):
+        pool_layers(model, 12, [0])
+    with pytest.raises(ValueError, match=r"layers holds 2; this model has layers 0 to 1"):
+        pool_layers(model, 2, [0, 2])
+    with pytest.raises(ValueError, match=r"layers holds -1"):
+        pool_layers(model, 2, [-1])
+    with pytest.raises(ValueError, match=r"parts holds 'q_proj'"):
+        pool_layers(model, 2, [0], parts=("q_proj",))

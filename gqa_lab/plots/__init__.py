@@ -6,6 +6,7 @@ only carrier; everything else is thin black. No pyplot: a figure belongs to the 
 
 from gqa_lab.plots.cache import bytes_per_token, cache_growth, rows_projected
 from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
+from gqa_lab.plots.conversion import damage_by_layer, recovery
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
 from gqa_lab.plots.models import models
@@ -22,6 +23,7 @@ __all__ = [
     "attention_weights",
     "bytes_per_token",
     "cache_growth",
+    "damage_by_layer",
     "effective_keys",
     "head_columns",
     "head_map",
@@ -29,6 +31,7 @@ __all__ = [
     "new_axes",
     "png",
     "random_weights",
+    "recovery",
     "rows_projected",
     "saturation",
     "saturation_by_head_dim",
