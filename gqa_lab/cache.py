@@ -1,7 +1,7 @@
 """`KVCache`: the keys and values that one layer keeps, in a buffer that is allocated once."""
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 
@@ -83,6 +83,13 @@ class KVCache:
         batch_size, _, n_slots, _ = self.k.shape
         return self.nbytes // (batch_size * n_slots) * sum(min(n, n_slots) for n in self.host_lengths)
 
+    def positions(self, q_len: int) -> slice | Int64[Tensor, "B 1 T"]:
+        """Returns where the next `q_len` tokens stand: a slice if all sequences are equally long."""
+        starts = self.host_lengths
+        if len(set(starts)) == 1:
+            return slice(starts[0], starts[0] + q_len)
+        return self.lengths[:, None, None] + torch.arange(q_len, device=self.lengths.device)
+
     def kv_lengths(self, q_len: int) -> Int32[Tensor, "B"] | None:
         """Returns how many keys of each sequence are valid in what the last `append`, of `q_len` tokens, returned.
 
@@ -156,6 +163,10 @@ class KVCache:
             )
         self.lengths.fill_(length)
         self._set_lengths([length] * len(self._rows))
+
+    def count_on_host(self, n_new: int) -> None:
+        """Counts tokens that a recorded program has stored and counted on the device."""
+        self._set_lengths([length + n_new for length in self.host_lengths])
 
     def _set_lengths(self, lengths: list[int]) -> None:
         for b, length in zip(self._rows, lengths, strict=True):

@@ -234,9 +234,6 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"{q_len} tokens after {max(starts)} exceed the {self.config.max_seq_len} positions of this model"
             )
-        if len(set(starts)) == 1:
-            positions = slice(starts[0], starts[0] + q_len)
-        else:
-            positions = caches[0].lengths[:, None, None] + torch.arange(q_len, device=token_ids.device)  # [B, 1, T]
+        positions = slice(0, q_len) if caches is None else caches[0].positions(q_len)
         cos, sin = self.rope_cos[positions], self.rope_sin[positions]
         return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # for x * cos + (x rolled by D/2) * sin

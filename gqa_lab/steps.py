@@ -1,0 +1,250 @@
+"""Faster decode steps for `generate(..., step=...)`: compiled programs, fixed shapes, a CUDA graph. Same tokens.
+
+Each function returns a step, as `decode_step` is one: `(model, ids [B, 1], caches, *, attend) -> logits [B, vocab]`.
+They stack: `captured(compiled())` is a graph of compiled programs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor, nn
+
+from gqa_lab.attention import grouped_attention
+from gqa_lab.cache import KVCache
+from gqa_lab.generate import decode_step
+from gqa_lab.model import Layer, Transformer
+
+Step = Callable[..., Tensor]
+
+
+# ---- fewer, larger operations ---------------------------------------------------------------------------
+
+
+def compiled() -> Step:
+    """Returns a step that runs all but the attention as three compiled programs; every layer uses the same ones.
+
+    The first token waits for the compiler (on a CPU some ten seconds, and a C++ compiler must be there); so does the
+    first one of another batch size. The attention stays as it is, because its length changes with each token.
+
+    In float32 and bfloat16 one row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop
+    over the rows of the weights of it, on all threads. It wants them by rows, so the first step lays out the weights
+    anew; `model.lay_out_weights()` brings back what eager steps like best.
+    """
+    before, after, head = (torch.compile(part, dynamic=False) for part in (_before, _after, _head))
+
+    @torch.no_grad()
+    def step(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
+        _check_one(ids)
+        if not model.layers[0].mlp.up_proj.weight.is_contiguous():
+            _by_rows(model)
+        cos, sin = model.rope(ids, caches)
+        x = model.embed_tokens(ids)
+        for layer, cache in zip(model.layers, caches, strict=True):
+            q, k, v = before(layer, x, cos, sin)
+            k, v = cache.append(k, v)
+            window = model.config.sliding_window if cache.window is None else None  # a ring holds what it shows
+            out = attend(q, k, v, lengths=cache.kv_lengths(1), window=window)
+            x = after(layer, x, out)
+        return head(model, x)[:, 0]
+
+    return step
+
+
+def _before(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what a layer makes of its input for the attention: q, k and v, turned by their positions."""
+    own = layer.attention
+    normed = layer.attention_norm(x)
+
+    def heads(linear: nn.Linear) -> Tensor:
+        return _linear(linear, normed).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)  # [B, heads, 1, D]
+
+    def rotate(y: Tensor) -> Tensor:
+        return y * cos + y.roll(own.head_dim // 2, -1) * sin
+
+    return rotate(own.q_norm(heads(own.q_proj))), rotate(own.k_norm(heads(own.k_proj))), heads(own.v_proj)
+
+
+def _after(layer: Layer, x: Float[Tensor, "B 1 C"], out: Float[Tensor, "B H 1 D"]) -> Float[Tensor, "B 1 C"]:
+    """Returns what a layer makes of the attention's result."""
+    x = x + _linear(layer.attention.o_proj, out.transpose(1, 2).flatten(2))
+    normed, mlp = layer.mlp_norm(x), layer.mlp
+    return x + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
+
+
+def _head(model: Transformer, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 vocab"]:
+    return _linear(model.embed_tokens if model.config.tie_embeddings else model.lm_head, model.norm(x))
+
+
+def _linear(linear: nn.Linear | nn.Embedding, x: Float[Tensor, "B 1 n"]) -> Float[Tensor, "B 1 m"]:
+    weight, bias = linear.weight, getattr(linear, "bias", None)
+    if not _is_a_sum(weight, x):
+        return F.linear(x, weight, bias)
+    y = (weight.float() * x[0].float()).sum(-1).to(x.dtype)[None, None]
+    return y if bias is None else y + bias
+
+
+def _is_a_sum(weight: Tensor, x: Float[Tensor, "B 1 n"]) -> bool:
+    """True where a compiled sum beats the library's product: one row, but not in float16 on a CPU."""
+    return x.shape[0] == 1 and not (weight.device.type == "cpu" and weight.dtype == torch.float16)
+
+
+def _by_rows(model: Transformer) -> None:
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and not weight.is_contiguous():
+            weight.data = weight.data.contiguous()
+
+
+# ---- fixed shapes ---------------------------------------------------------------------------------------
+
+
+class FixedCache(KVCache):
+    """A cache as a program of fixed shapes sees it: the first `n_slots` slots, and lengths that only the device knows.
+
+    The same memory. One token is stored where the device's lengths say; counting is left to whoever runs the program.
+    """
+
+    def __init__(self, cache: KVCache, n_slots: int):
+        self.__dict__.update(cache.__dict__)
+        self.k, self.v = cache.k[:, :, :n_slots], cache.v[:, :, :n_slots]
+        self.all_rows = torch.arange(cache.k.shape[0], device=cache.k.device)
+
+    def positions(self, q_len: int) -> Int64[Tensor, "B 1 1"]:
+        """Returns where the new token of each sequence stands, on the device."""
+        return self.lengths[:, None, None].long()
+
+    def append(
+        self, k: Float[Tensor, "B G 1 D"], v: Float[Tensor, "B G 1 D"]
+    ) -> tuple[Float[Tensor, "B G S D"], Float[Tensor, "B G S D"]]:
+        """Stores one token of each sequence and returns views of all `n_slots`."""
+        slots = self.lengths.long() % self.n_slots  # of a ring the first bucket that is full has all slots
+        self.k[self.all_rows, :, slots] = k[:, :, 0]
+        self.v[self.all_rows, :, slots] = v[:, :, 0]
+        return self.k, self.v
+
+    def kv_lengths(self, q_len: int) -> Int32[Tensor, "B"]:
+        """Returns how many slots of each sequence hold a token, the new one included."""
+        return (self.lengths + 1).clamp(max=self.n_slots)
+
+
+def fixed_shapes(step: Step = decode_step, *, smallest: int = 256) -> Step:
+    """Returns a step whose operations have the same shapes for many tokens: what a CUDA graph can record.
+
+    The attention is handed the first `smallest` slots of the cache, then twice as many, and so on, with `lengths` to
+    say how many count. An `attend` that masks reads all of them; `triton_decode_attention` reads only what counts.
+
+    Args:
+        step: what to run; anything that takes its caches as an argument.
+        smallest: slots of the first bucket.
+    """
+
+    def fixed(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
+        _check_room(ids, caches)
+        logits = step(model, ids, _fixed(caches, smallest), attend=attend)
+        _count_one(caches)
+        for cache in caches:
+            cache.count_on_host(1)
+        return logits
+
+    return fixed
+
+
+def _fixed(caches: list[KVCache], smallest: int) -> list[FixedCache]:
+    n_slots = bucket(max(caches[0].host_lengths) + 1, smallest, caches[0].n_slots)
+    return [FixedCache(cache, n_slots) for cache in caches]
+
+
+def bucket(n_tokens: int, smallest: int, n_slots: int) -> int:
+    """Returns how many slots to attend to: `smallest` times a power of two, as many as the tokens need.
+
+    Example:
+        >>> [bucket(n, 256, 2000) for n in (1, 256, 257, 1024, 1025)]
+        [256, 256, 512, 1024, 2000]
+    """
+    while smallest < min(n_tokens, n_slots):
+        smallest *= 2
+    return min(smallest, n_slots)
+
+
+def _count_one(caches: list[KVCache]) -> None:
+    torch._foreach_add_([cache.lengths for cache in caches], 1)
+
+
+def _check_one(ids: Tensor) -> None:
+    if ids.ndim != 2 or ids.shape[1] != 1:
+        raise ValueError(f"ids has shape {list(ids.shape)}; a decode step takes [batch, 1], prefill takes several")
+
+
+def _check_room(ids: Tensor, caches: list[KVCache]) -> None:
+    """What no recorded program can check, decided on the host before anything runs."""
+    _check_one(ids)
+    longest = max(caches[0].host_lengths)
+    if longest + 1 > caches[0].max_seq_len:
+        raise ValueError(
+            f"1 more token after {longest} makes {longest + 1}; this cache has max_seq_len = {caches[0].max_seq_len}. "
+            "Make it larger, or rewind() it"
+        )
+
+
+# ---- one launch -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Graph:
+    """A recorded step, the ids it reads and the logits it writes; the caches are kept alive with it."""
+
+    graph: "torch.cuda.CUDAGraph"
+    ids: Tensor
+    logits: Tensor
+    caches: list[KVCache]
+
+
+def captured(step: Step = decode_step, *, smallest: int = 256) -> Step:
+    """Returns a step that is one launch: recorded as a CUDA graph for each bucket of lengths, then replayed.
+
+    A graph remembers addresses, so it belongs to the caches that it was recorded with; other caches get their own.
+    The logits live until the next step: copy them to keep them.
+
+    Args, as `fixed_shapes`: what is recorded has fixed shapes.
+
+    Raises:
+        ValueError: on a CPU, which has no graphs; take `compiled()` there. At the first step.
+    """
+    graphs: dict[tuple, _Graph] = {}
+
+    def replay(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
+        if ids.device.type != "cuda":
+            raise ValueError(f"ids are on {ids.device}, and only a CUDA device has graphs; use step=compiled() here")
+        _check_room(ids, caches)
+        n_slots = bucket(max(caches[0].host_lengths) + 1, smallest, caches[0].n_slots)
+        key = (id(model), attend, n_slots, ids.shape[0], caches[0].k.data_ptr())
+        if key not in graphs:
+            graphs[key] = _record(step, model, ids, caches, n_slots, attend)
+        recorded = graphs[key]
+        recorded.ids.copy_(ids)
+        recorded.graph.replay()
+        for cache in caches:
+            cache.count_on_host(1)
+        return recorded.logits
+
+    return replay
+
+
+@torch.no_grad()
+def _record(step: Step, model: Transformer, ids: Tensor, caches: list[KVCache], n_slots: int, attend) -> _Graph:
+    """Returns the recording. Warming up writes this token where the recording will write it again; nothing counts."""
+    static_ids, fixed = ids.clone(), [FixedCache(cache, n_slots) for cache in caches]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compilers and libraries prepare themselves at their first calls
+            step(model, static_ids, fixed, attend=attend)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = step(model, static_ids, fixed, attend=attend)
+        _count_one(caches)
+    return _Graph(graph, static_ids, logits, caches)
