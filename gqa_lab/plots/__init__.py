@@ -8,6 +8,7 @@ from gqa_lab.plots.cache import bytes_per_token, cache_growth, rows_projected
 from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
+from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys, waves
 from gqa_lab.plots.ratio import shazeer_ratio
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_by_head_dim
 from gqa_lab.plots.weights import attention_weights
@@ -30,4 +31,9 @@ __all__ = [
     "saturation",
     "saturation_by_head_dim",
     "shazeer_ratio",
+    "split_cost",
+    "split_costs",
+    "split_grid",
+    "split_keys",
+    "waves",
 ]
