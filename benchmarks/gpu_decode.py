@@ -43,7 +43,7 @@ ROWS = [  # batch_size, n_kv_heads, kv_len
     (32, 8, 4096),
     *((64, g, 32_768) for g in (8, 32)),
 ]
-SMOKE_ROWS = [(2, 8, 200), (1, 1, 130)]
+SMOKE_ROWS = [(1, 4, 130), (2, 1, 70)]
 N_REPEATS, LAST_ROW_S, LAST_COMPILED_S = 50, 420, 300  # seconds after which no row, and no compilation, is begun
 WANTED, TOLERANCE = 90.0, 0.02  # percent of the read bandwidth; error relative to the norm of the exact output
 LEAST_US = 400.0  # of one replay, so that the clock's own error is small

@@ -32,7 +32,7 @@ def test_the_smoke_run_goes_through_all_of_it_and_writes_nothing(monkeypatch, ca
         assert "SDPA cuDNN" in row["missing"] and row["missing"]["SDPA cuDNN"].startswith("RuntimeError: ")
         assert row["best_peer"] in row["median_us"] and row["misses"]
     said = capsys.readouterr().out
-    assert "misses: B=2 G=8 S=200" in said and "did not run somewhere: SDPA cuDNN" in said
+    assert "misses: B=1 G=4 S=130" in said and "did not run somewhere: SDPA cuDNN" in said
 
 
 @needs_the_interpreter
