@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from gqa_lab import plots, recorded
 
@@ -110,3 +111,14 @@ def test_the_package_chooses_the_splits_that_the_lesson_says():
     from gqa_lab.triton_decode import choose_splits
 
     assert choose_splits(8, 2048, 4, resident_programs=264) == 33
+
+
+@pytest.mark.slow
+def test_a_machine_without_triton_is_told_so_and_runs_the_rest(tmp_path):
+    (tmp_path / "triton.py").write_text("raise ImportError('no build for this system')\n", encoding="utf-8")
+    notebook = nbformat.read(ROOT / "notebooks" / "09_gpu_kernel.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute(env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])})
+    said = {c.id: "".join(o.get("text", "") for o in c.outputs) for c in notebook.cells if c.cell_type == "code"}
+    assert said["triton-import"].startswith("No Triton here.")
+    assert "def _attend_to_split(" in said["source"]

@@ -57,7 +57,7 @@ def split_grid(
             axes.add_patch(rest)
         for edge in range(n_keys, kv_len, n_keys):
             axes.plot([edge, edge], [g - 0.36, g + 0.36], color="#888888", linewidth=0.8, linestyle=":")
-    names = [f"KV head {g}\n(queries {g * group_size} to {(g + 1) * group_size - 1})" for g in range(n_kv_heads)]
+    names = [f"KV head {g}\nquery heads {g * group_size} to {(g + 1) * group_size - 1}" for g in range(n_kv_heads)]
     axes.set_yticks(range(n_kv_heads), names)
     axes.tick_params(left=False)
     axes.set_xticks([edge for edge in range(0, kv_len, n_keys) if kv_len - edge > n_keys / 4] + [kv_len])
