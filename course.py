@@ -461,20 +461,33 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
     folders = {name: [name] for name in ("notebooks", "solutions", "exercises")}
     if lesson:
         folders = {name: [str(path) for path in notebooks_of(root, name, lesson)] for name in folders}
-    pytest = [python, "-m", "pytest"]
-    nbval = ["--nbval-current-env", "--nbval-sanitize-with", "tests/nbval.cfg", "--nbval-cell-timeout", "120"]
+    # As many processes as there are cores, up to four: tests one by one (but see conftest.py), notebooks as a whole.
+    pytest = [python, "-m", "pytest", "-n", "auto", "--maxprocesses", "4"]
+    nbval = [
+        "--dist",
+        "loadscope",
+        "--nbval-current-env",
+        "--nbval-sanitize-with",
+        "tests/nbval.cfg",
+        "--nbval-cell-timeout",
+        "120",
+    ]
     # Outputs are compared on Linux, where they were made; elsewhere their last digits may differ.
     compare = "--nbval" if system == "Linux" else "--nbval-lax"
     lessons = [*pytest, compare, *nbval, *folders["notebooks"], *folders["solutions"]]
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     parts = []
     if not lesson:
-        parts.append(("library", [*pytest, "tests", *(["-m", "not browser"] if slow else [])], {}))
+        parts.append(
+            ("library", [*pytest, "--dist", "loadgroup", "tests", *(["-m", "not browser"] if slow else [])], {})
+        )
     parts.append(("lessons and solutions", lessons, no_gpu))
     if folders["exercises"]:
         parts.append(("untouched exercises", [*pytest, "--nbval-lax", *nbval, *folders["exercises"]], no_gpu))
     if not lesson:
-        parts.append(("a lesson in a browser", [*pytest, "tests/test_browser.py", "-m", "browser"], no_gpu))
+        parts.append(
+            ("a lesson in a browser", [python, "-m", "pytest", "tests/test_browser.py", "-m", "browser"], no_gpu)
+        )
     if slow and system == "Linux":
         plain_cpu = {"ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Prescott"}
         plain_cpu.update(no_gpu, NPY_DISABLE_CPU_FEATURES="X86_V4 X86_V3")
@@ -488,8 +501,9 @@ def run_tests(root: Path, flag: str | None, lesson: str | None, slow: bool) -> i
     if not bring_model(root, prepare(root, ["test"], flag)):
         raise Problem("the tests need the real model, and the line above says why it is not here.")
     # A profile of the reader's own could change what notebooks print; and threads that spin while they wait make
-    # decoding ten times slower on a machine that is busy with something else.
-    environ = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "IPYTHONDIR": str(root / ".venv" / "ipython")}
+    # decoding ten times slower on a machine that is busy with something else, as the tests beside each other make it.
+    environ = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **os.environ}
+    environ["IPYTHONDIR"] = str(root / ".venv" / "ipython")
     summary = []
     for title, command, variables in parts:
         print(f"\n==== {title}", flush=True)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from gqa_lab import plots
 from gqa_lab.config import divisors
-from gqa_lab.costs import SHAPES, Shape
+from gqa_lab.costs import GPUS, SHAPES, Plan, Shape, plan
 
 
 class LiveFigure(ipywidgets.VBox):
@@ -23,11 +23,14 @@ class LiveFigure(ipywidgets.VBox):
 
     Args:
         draw: `draw(**values) -> Axes`, called with the controls' values by name.
+        table: `table(**values) -> str`, lines of fixed width above the picture; None means none.
         controls: widgets by the names of its arguments.
     """
 
-    def __init__(self, draw: Callable[..., Axes], **controls: ipywidgets.Widget):
-        self._draw, self._controls = draw, controls
+    def __init__(
+        self, draw: Callable[..., Axes], *, table: Callable[..., str] | None = None, **controls: ipywidgets.Widget
+    ):
+        self._draw, self._table, self._controls = draw, table, controls
         self._view = ipywidgets.HTML()
         super().__init__([*controls.values(), self._view])
         for control in controls.values():
@@ -38,7 +41,8 @@ class LiveFigure(ipywidgets.VBox):
         values = {name: control.value for name, control in self._controls.items()}
         self._picture = plots.Picture(self._draw(**values))
         text, image = html.escape(self._picture.text), base64.b64encode(self._picture.png).decode()
-        self._view.value = f'<img alt="{text}" src="data:image/png;base64,{image}"><p>{text}</p>'
+        lines = f"<pre>{html.escape(self._table(**values))}</pre>" if self._table else ""
+        self._view.value = f'{lines}<img alt="{text}" src="data:image/png;base64,{image}"><p>{text}</p>'
 
     def _repr_mimebundle_(self, **kwargs):
         live = super()._repr_mimebundle_(**kwargs)
@@ -160,6 +164,65 @@ def waves_explorer(n_kv_heads: int = 2, *, n_blocks: int = 20, n_slots: int = 8,
             n_splits, min=1, max=n_blocks, description="n_splits", style={"description_width": "90px"}
         ),
     )
+
+
+def planner(
+    model: str = "llama-3.1-8b", gpu: str = "h100-sxm", *, kv_len: int = 8192, batch_size: int = 32
+) -> LiveFigure:
+    """Returns the planner: model, GPU, context, batch, `n_kv_heads`, bytes of the cache, price; a table and a figure.
+
+    The models are those whose decode step is known: neither mixtures of experts nor latent caches, which
+    `python -m gqa_lab.costs` plans as far as they are known.
+
+    Args:
+        model, gpu: names in `SHAPES` and `GPUS`, shown first.
+        kv_len, batch_size: tokens of each sequence, and sequences, shown first.
+    """
+    models = ipywidgets.Dropdown(options=[key for key, shape in SHAPES.items() if shape.mlp_matrices], value=model)
+    heads = _kv_heads_slider(SHAPES[model].n_heads, SHAPES[model].n_kv_heads)
+    controls = dict(
+        gpu=ipywidgets.Dropdown(options=list(GPUS), value=gpu),
+        n_gpus=ipywidgets.BoundedIntText(1, min=1, max=64),
+        kv_len=ipywidgets.BoundedIntText(kv_len, min=1, max=262_144),
+        batch_size=ipywidgets.BoundedIntText(batch_size, min=1, max=256),
+        n_kv_heads=heads,
+        kv_bytes_per_element=ipywidgets.Dropdown(options=[("32 bits", 4), ("16 bits", 2), ("8 bits", 1)], value=2),
+        price_per_hour=ipywidgets.BoundedFloatText(0, min=0, max=10_000, step=0.1),
+    )
+    words = ("model", "GPU", "GPUs", "tokens each", "sequences", "n_kv_heads", "cache", "price an hour")
+    for control, word in zip((models, *controls.values()), words, strict=True):
+        control.description, control.style.description_width = word, "90px"
+
+    def asked(gpu: str, price_per_hour: float, **sizes) -> Plan:
+        return plan(SHAPES[models.value], GPUS[gpu], price_per_hour=price_per_hour or None, **sizes)
+
+    figure = LiveFigure(
+        lambda **values: plots.step_time(asked(**values)), table=lambda **values: asked(**values).table(), **controls
+    )
+
+    def new_model(change) -> None:
+        heads.unobserve(figure._refresh, "value")  # or it would draw once with the options of the old model
+        shape = SHAPES[change.new]
+        heads.options, heads.value = divisors(shape.n_heads), shape.n_kv_heads
+        heads.observe(figure._refresh, "value")
+        figure._refresh()
+
+    models.observe(new_model, "value")
+    rows = (
+        (models, controls["gpu"], controls["n_gpus"]),
+        (controls["kv_len"], _linked_slider(controls["kv_len"])),
+        (controls["batch_size"], _linked_slider(controls["batch_size"])),
+        (heads, controls["kv_bytes_per_element"], controls["price_per_hour"]),
+    )
+    figure.children = (*(ipywidgets.HBox(row) for row in rows), figure._view)
+    return figure
+
+
+def _linked_slider(number: ipywidgets.BoundedIntText) -> ipywidgets.IntSlider:
+    """A slider for the same value, which moves once the hand lets go."""
+    slider = ipywidgets.IntSlider(number.value, min=number.min, max=number.max, readout=False, continuous_update=False)
+    ipywidgets.link((number, "value"), (slider, "value"))
+    return slider
 
 
 def _kv_heads_slider(n_heads: int, n_kv_heads: int) -> ipywidgets.SelectionSlider:

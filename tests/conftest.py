@@ -20,3 +20,14 @@ def shapes_unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a module that makes something for all of them in one process, where it is made once."""
+    for item in items:
+        fixtures = (
+            item.session._fixturemanager.getfixturedefs(name, item) for name in getattr(item, "fixturenames", ())
+        )
+        if any(defs and defs[-1].scope == "module" for defs in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))

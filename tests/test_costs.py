@@ -80,8 +80,8 @@ def test_a_config_costs_what_its_sizes_say():
 
 
 def test_what_is_not_known_is_said():
-    with pytest.raises(ValueError, match="the number of parameters of DeepSeek-V3"):
-        n_parameters(SHAPES["deepseek-v3"])
+    with pytest.raises(ValueError, match="the number of parameters of Kimi-K2"):
+        n_parameters(SHAPES["kimi-k2"])
     with pytest.raises(ValueError, match="which weights of Mixtral-8x7B-v0.1 a step reads is not known"):
         weight_bytes_read(SHAPES["mixtral-8x7b-v0.1"], bytes_per_element=2)
 

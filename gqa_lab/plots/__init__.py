@@ -9,6 +9,8 @@ from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
 from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys, waves
+from gqa_lab.plots.models import models
+from gqa_lab.plots.planner import step_time
 from gqa_lab.plots.ratio import shazeer_ratio
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_by_head_dim
 from gqa_lab.plots.weights import attention_weights
@@ -24,6 +26,7 @@ __all__ = [
     "effective_keys",
     "head_columns",
     "head_map",
+    "models",
     "new_axes",
     "png",
     "random_weights",
@@ -36,4 +39,5 @@ __all__ = [
     "split_grid",
     "split_keys",
     "waves",
+    "step_time",
 ]
