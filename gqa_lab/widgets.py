@@ -156,6 +156,16 @@ def cache_growth_explorer(
     )
 
 
+def waves_explorer(n_kv_heads: int = 2, *, n_blocks: int = 20, n_slots: int = 8, n_splits: int = 1) -> LiveFigure:
+    """Returns the programs of one sequence in the slots of a small GPU, with a slider for the number of splits."""
+    return LiveFigure(
+        lambda n_splits: plots.waves(n_kv_heads, n_blocks=n_blocks, n_splits=n_splits, n_slots=n_slots),
+        n_splits=ipywidgets.IntSlider(
+            n_splits, min=1, max=n_blocks, description="n_splits", style={"description_width": "90px"}
+        ),
+    )
+
+
 def planner(
     model: str = "llama-3.1-8b", gpu: str = "h100-sxm", *, kv_len: int = 8192, batch_size: int = 32
 ) -> LiveFigure:

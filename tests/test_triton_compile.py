@@ -67,6 +67,21 @@ def test_every_config_compiles_to_code_that_keeps_a_hopper_gpu_busy(used):
         assert_fit_for_hopper(kernel)
 
 
+def test_the_recorded_resources_are_those_of_the_kernels(used):
+    import triton
+
+    from gqa_lab.recorded import recorded
+
+    record = recorded("kernel_resources")
+    if record["triton"] != triton.__version__:
+        pytest.skip(f"recorded with triton {record['triton']}, this is {triton.__version__}")
+    for row, kernel in zip(record["results"], used["kernels"], strict=True):
+        assert row["kernel"] == kernel["name"].lstrip("_")
+        assert [row["dtype"], row["group_size"], row["head_dim"]] == kernel["config"]
+        assert row["registers_per_thread"] == kernel["registers"] and row["shared_memory_bytes"] == kernel["shared"]
+        assert row["spilled_bytes"] == 0 and row["programs_per_multiprocessor"] >= 2
+
+
 @pytest.mark.slow
 def test_so_do_all_others(tmp_path):
     for kernel in compiled_on_paper(OTHERS, tmp_path)["kernels"]:

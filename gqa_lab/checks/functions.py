@@ -19,7 +19,17 @@ from gqa_lab.checks.verdict import Verdict
 
 TOLERANCE = 1e-9
 _ROUNDING = 1e-3  # errors below come from float32 or float16 in between, not from a wrong idea
-AXES = {"B": "batch", "H": "head", "G": "KV head", "T": "query", "S": "token", "D": "number", "C": "column", "r": "row"}
+AXES = {
+    "B": "batch",
+    "H": "head",
+    "G": "KV head",
+    "T": "query",
+    "S": "token",
+    "D": "number",
+    "C": "column",
+    "r": "row",
+    "p": "place",
+}
 _NEARLY = (
     "Nearly right: you lost precision on the way. Look for a fixed dtype, a rounding, a small constant that you added, "
     "or a hidden score that is not low enough."
@@ -51,6 +61,8 @@ class Build:
         explain: a sentence on a wrong result, from the case, the result and the first wrong index.
         beyond: looks at more than values: `beyond(function)` returns what is missing, or None.
         result_type: torch.Tensor, np.ndarray, or float for one number of any kind.
+        pack: makes one array of several results; what cannot be packed it returns as it is.
+        returns: in words what should come back, where the result type does not say it.
         tolerance: of values, relative and absolute.
     """
 
@@ -70,7 +82,13 @@ class Build:
     explain: Callable[[Case, np.ndarray, tuple], str] = lambda case, got, index: ""
     beyond: Callable[[Callable], str | None] = lambda function: None
     result_type: type = torch.Tensor
+    pack: Callable[[object], object] = lambda value: value
+    returns: str = ""
     tolerance: float = TOLERANCE
+
+    def array(self, value: object) -> np.ndarray | None:
+        """Returns a copy of what a function returned, as one array; None if it is not of the result type."""
+        return _as_array(self.pack(value), self.result_type)
 
     def judge(self, answer: object, seed: int = 0) -> Verdict:
         """Returns the verdict on a function."""
@@ -138,7 +156,7 @@ class Build:
                 continue
             args = tuple(-x if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in attempt.case.args)
             self.called(function, self.arguments(Case(args, attempt.case.sizes)), {}, deadline)
-        if any(not _same(_as_array(a.run.value, self.result_type), a.got, 0.0) for a in first):
+        if any(not _same(self.array(a.run.value), a.got, 0.0) for a in first):
             return "A later call of your function changed what an earlier one returned. Make a new array each time."
         return self.beyond(function)
 
@@ -152,7 +170,7 @@ class Attempt:
         self.exercise, self.case = exercise, case
         args = [_turned(x) if turned else x for x in exercise.arguments(case)]
         self.run = exercise.called(function, args, keywords, deadline)
-        self.got = _as_array(self.run.value, exercise.result_type)
+        self.got = exercise.array(self.run.value)
         self.expected = np.asarray(exercise.reference(*case.args))
         self.changed = [i for i, (now, was) in enumerate(zip(args, case.args, strict=True)) if _differs(now, was)]
         self.stage, self.finding = self._examine()
@@ -166,7 +184,7 @@ class Attempt:
         if run.error is not None:
             return "raised", run.trouble()
         if got is None:
-            return "type", type_message(run.value, self.exercise.result_type)
+            return "type", type_message(run.value, self.exercise.result_type, self.exercise.returns)
         if got.shape != expected.shape:
             return "shape", shape_message(got.shape, expected.shape, self.exercise.axes)
         if got.dtype != expected.dtype and self.exercise.result_type is not float:
@@ -181,12 +199,14 @@ class Attempt:
         if not wrong.any():
             return "", ""
         is_tensor = got.ndim > 0 and got.dtype != bool
-        if is_tensor and np.abs(got - expected).max() < _ROUNDING:
+        with np.errstate(invalid="ignore"):  # ∞ - ∞ where both are infinite
+            is_near = is_tensor and np.abs(got - expected).max() < _ROUNDING
+        if is_near:
             return "dtype", _NEARLY
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
         text = _where(wrong, index, self.exercise.axes) if got.ndim else f"It returned {got.item():.4g}."
         explained = self.exercise.explain(self.case, got, index)
-        stage = "values" if np.isfinite(got).all() else "nan"
+        stage = "values" if np.isfinite(got[wrong]).all() else "nan"
         hint = "" if stage == "values" else " Your result holds NaN or infinity."
         return stage, f"{text}{hint}{' ' + explained if explained else ''}"
 
@@ -197,7 +217,7 @@ def all_same(exercise: Build, mistake: Mistake, attempts: list[Attempt]) -> bool
     for attempt in attempts:
         try:
             with np.errstate(all="ignore"):
-                value = _as_array(mistake.wrong(*exercise.arguments(attempt.case)), exercise.result_type)
+                value = exercise.array(mistake.wrong(*exercise.arguments(attempt.case)))
         except Exception:
             if attempt.stage != "raised":
                 return False
@@ -252,10 +272,11 @@ def _same(a: np.ndarray | None, b: np.ndarray, tolerance: float) -> bool:
     return bool((_close(a, b, tolerance) | ((a != a) & (b != b))).all())
 
 
-def type_message(value: object, kind: type) -> str:
+def type_message(value: object, kind: type, returns: str = "") -> str:
     if value is None:
         return "Your function returned None. Is a `return` missing?"
-    wanted = {torch.Tensor: "a torch tensor", np.ndarray: "a NumPy array of numbers", float: "one number"}[kind]
+    kinds = {torch.Tensor: "a torch tensor", np.ndarray: "a NumPy array of numbers", float: "one number"}
+    wanted = returns or kinds[kind]
     return f"Your function returned a {type(value).__name__}; it should return {wanted}."
 
 

@@ -9,6 +9,7 @@ from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
 from gqa_lab.plots.conversion import damage_by_layer, recovery
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
+from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys, waves
 from gqa_lab.plots.models import models
 from gqa_lab.plots.planner import step_time
 from gqa_lab.plots.ratio import shazeer_ratio
@@ -36,5 +37,10 @@ __all__ = [
     "saturation",
     "saturation_by_head_dim",
     "shazeer_ratio",
+    "split_cost",
+    "split_costs",
+    "split_grid",
+    "split_keys",
+    "waves",
     "step_time",
 ]
