@@ -41,7 +41,7 @@ def decoder_of(model: Any, attend: Callable | None, step: Callable | None) -> "O
 class OurDecoder:
     """A `Transformer` with the attention and the step that were passed."""
 
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
 
     def __init__(self, model: Transformer, attend: Callable, step: Callable):
         self.model, self.attend, self.take_step, self.shape = model, attend, step, model.config
@@ -61,12 +61,11 @@ class OurDecoder:
 
     def filled(self, lens: Sequence[int], room: int) -> list[KVCache]:
         """Returns a cache that holds so many tokens of each sequence: random numbers, which take as long to read."""
-        cache = self.new_cache(len(lens), room)
+        cache, generator = self.new_cache(len(lens), room), torch.Generator(self.device).manual_seed(0)
         for layer in cache:
             for b, length in enumerate(lens):
-                k = torch.randn(1, layer.k.shape[1], length, layer.k.shape[3], dtype=self.dtype, device=self.device)
-                if length:
-                    layer.row(b).append(k, k.flip(2))
+                k = layer.k.new_empty(1, layer.k.shape[1], length, layer.k.shape[3]).normal_(generator=generator)
+                layer.row(b).append(k, k.flip(2))
         return cache
 
     def step(self, ids: Tensor, cache: list[KVCache]) -> Tensor:
@@ -122,11 +121,13 @@ class TheirDecoder:
         self.prompt_options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.layers = [m for m in model.modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")]
         self.known_tree = bool(self.layers) and hasattr(model, "lm_head")
-        self.notes = (
+        self.notes = [
             "The attention of a model of transformers is timed with its RoPE, and its append with what it copies."
             if self.known_tree
-            else f"The modules of {type(model).__name__} are not known here (no self_attn, mlp, lm_head): no split.",
-        )
+            else f"The modules of {type(model).__name__} are not known here (no self_attn, mlp, lm_head): no split."
+        ]
+        if self.shape is None:
+            self.notes.append(f"The sizes of {type(model).__name__} are not known here: nothing is predicted, no line.")
 
     def new_cache(self, batch_size: int, room: int) -> None:
         """Returns None: the model makes its cache when it reads a prompt, and it has no room but grows."""
@@ -139,10 +140,10 @@ class TheirDecoder:
     def filled(self, lens: Sequence[int], room: int) -> Any:
         """Returns a cache that holds so many tokens of each sequence, all but the first of them random numbers."""
         _, cache = self.prefill([torch.zeros(1, 1, dtype=torch.long, device=self.device)] * len(lens), None)
-        for i, (k, v) in enumerate(self.tensors(cache)):
-            more = (x.new_empty(*x.shape[:2], lens[0] - 1, x.shape[3]).normal_() for x in (k, v))
-            if lens[0] > 1:
-                cache.update(*more, i)
+        generator = torch.Generator(self.device).manual_seed(0)
+        for i, both in enumerate(self.tensors(cache) if lens[0] > 1 else []):
+            more = (x.new_empty(*x.shape[:2], lens[0] - 1, x.shape[3]).normal_(generator=generator) for x in both)
+            cache.update(*more, i)
         return cache
 
     def step(self, ids: Tensor, cache: Any) -> Tensor:
@@ -151,6 +152,10 @@ class TheirDecoder:
 
     def tensors(self, cache: Any) -> list[tuple[Tensor, Tensor]]:
         """Returns keys and values of every layer."""
+        if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in getattr(cache, "layers", [None])):
+            raise ValueError(
+                f"the {type(cache).__name__} of {type(self.model).__name__} has no keys and values in layers"
+            )
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def allocated(self, cache: Any) -> list[int]:
@@ -162,10 +167,10 @@ class TheirDecoder:
         return [k.nbytes + v.nbytes for k, v in self.tensors(cache)]
 
     def sequences(self, cache: Any) -> list[SequenceBytes]:
-        """Returns the bytes of each sequence in all layers: a cache that grows has no empty slots."""
-        (batch_size, _, n_tokens, _), n_slots = self.tensors(cache)[0][0].shape, cache.get_seq_length()
+        """Returns the bytes of each sequence in all layers; tokens are those of the first layer."""
+        batch_size, _, n_tokens, _ = self.tensors(cache)[0][0].shape
         used, held = sum(self.used(cache)) // batch_size, sum(self.allocated(cache)) // batch_size
-        return [SequenceBytes(n_tokens, n_slots, used, held - used)] * batch_size
+        return [SequenceBytes(n_tokens, n_tokens * held // used, used, held - used)] * batch_size
 
     def predicted(self, cache: Any) -> list[int] | None:
         """Returns the bytes that each layer should hold, by `costs`; None for a model that it does not know."""
