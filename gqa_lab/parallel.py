@@ -303,13 +303,13 @@ def _held(model: Transformer, own: Transformer, rank: int, n_processes: int, n_t
     sizes = dict(batch_size=1, kv_len=n_tokens, bytes_per_element=own.dtype.itemsize)
     predicted = costs.kv_cache_bytes(own.config, **sizes)
     return (
-        f"process {rank} of {n_processes}: query heads {_named(q_heads)}, KV heads {_named(kv_heads)}, "
+        f"process {rank} of {n_processes}: {_named('query head', q_heads)}, {_named('KV head', kv_heads)}, "
         f"cache {held:,} bytes (predicted {predicted:,})"
     )
 
 
-def _named(heads: range) -> str:
-    return f"{heads[0]}" if len(heads) == 1 else f"{heads[0]} to {heads[-1]}"
+def _named(what: str, heads: range) -> str:
+    return f"{what} {heads[0]}" if len(heads) == 1 else f"{what}s {heads[0]} to {heads[-1]}"
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
