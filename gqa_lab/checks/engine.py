@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from gqa_lab.checks import (
     attention,
+    beyond_gqa,
     beyond_one_gpu,
     gpu_kernel,
     grouped_query,
@@ -24,7 +25,7 @@ from gqa_lab.checks.verdict import SYMBOLS, Page, Verdict
 
 LESSONS = (
     *(start_here, attention, multi_head, kv_cache, multi_query, grouped_query, what_it_costs, gpu_kernel),
-    beyond_one_gpu,
+    *(beyond_one_gpu, beyond_gqa),
 )
 EXERCISES = {exercise.id: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 PREDICTIONS = {prediction.id: prediction for lesson in LESSONS for prediction in lesson.PREDICTIONS}
