@@ -65,6 +65,9 @@ def step_by_gpus(shape: Shape, gpu: Gpu, *, kv_len: int, batch_size: int) -> Axe
         gpu: what it runs on.
         kv_len: tokens of each sequence.
         batch_size: sequences.
+
+    Raises:
+        ValueError: if it does not fit as many GPUs as it has KV heads.
     """
     sizes = dict(kv_len=kv_len, batch_size=batch_size)
     return _against_gpus(
@@ -90,14 +93,18 @@ on 16, 8 take 6.73 and 4.17, 1 takes 6.64 and 4.12.
     """
     own, sizes = shape.n_kv_heads, dict(kv_len=kv_len, batch_size=batch_size)
     took = {g: [_plan(shape, gpu, g, n, **sizes).step_s for n in (own, 2 * own)] for g in _options(shape)}
+    if None in took[own]:
+        raise ValueError(
+            f"{shape.name} with {batch_size} · {kv_len:,} tokens does not fit {own} {gpu.name}; take fewer"
+        )
     said = []
     for g, seconds in took.items():
-        first, then = (f"{1000 * s:.3g}" if s else "no" for s in seconds)
-        most = g == shape.n_heads
-        heads = f"{g} KV heads take" if most else f"{g} take{'s' if g == 1 else ''}"
-        said.append(
-            f"{heads} {first} ms on {own} GPUs and {then} on {2 * own}" if most else f"{heads} {first} and {then}"
-        )
+        if None not in seconds:  # where it fits
+            first, then = (f"{1000 * s:.3g}" for s in seconds)
+            heads, where = f"{g} take{'s' if g == 1 else ''}", ("", "")
+            if not said:
+                heads, where = f"{g} KV heads take", (f" ms on {own} GPUs", f" on {2 * own}")
+            said.append(f"{heads} {first}{where[0]} and {then}{where[1]}")
     faster = took[own][0] / took[own][1]
     return (
         f"From {own} to {2 * own} GPUs the step of {own} KV heads becomes {faster:.2g} times faster, not 2. "
