@@ -214,7 +214,7 @@ def test_the_chats_of_each_group_are_those_of_a_plan():
         ("allowed", [8, 4, 2, 1], "Rising numbers"),
         ("chats", [80, 112, 124, 132], "the group holds the cache P / G times"),
         ("chats", [5, 14, 31, 33], "That is one group"),
-        ("chats", [80, 80, 80, 40], "A group shares one set of them"),
+        ("chats", [80, 80, 84, 42], "A group shares one set of them"),
         ("chats", [128, 136, 140, 70], "Where are the weights?"),
         ("chats", [96, 128, 140, 74], "10% were to stay free"),
         ("chats", [0, 8, 12, 6], "n_heads for n_kv_heads"),
