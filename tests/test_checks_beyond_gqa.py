@@ -44,6 +44,12 @@ def test_the_numbers_on_paper_are_those_of_deepseek_v2():
         ("elements_per_layer", 8704, "share one part with the position"),
         ("elements_per_layer", 32_768, "That is MHA"),
         ("elements_per_layer", 577, "Once, for all heads"),
+        ("elements_per_layer", 34_560, "all layers"),
+        ("elements_per_layer", 640, "You took head_dim"),
+        ("bytes_per_token", 3_932_160, "That is MHA"),
+        ("as_kv_heads", 288, "You divided by 2 only"),
+        ("times_smaller", 98.2, "share saved in percent"),
+        ("times_smaller", 32, "two things are missing"),
         ("bytes_per_token", 34_560, "Each takes 2 bytes"),
         ("bytes_per_token", 1152, "one layer"),
         ("bytes_per_token", 61_440, "position is missing"),
@@ -101,6 +107,23 @@ def test_every_right_form_of_quantise_passes(function):
     assert verdict and "Notice" in verdict.message, verdict
 
 
+def by_luck(x):
+    scale = np.abs(x).max(-1, keepdims=True) / 127
+    with np.errstate(invalid="ignore"):
+        return np.round(x / scale).astype(np.int8), scale
+
+
+def careless(x):
+    scale = np.abs(x).max(-1, keepdims=True) / 127
+    return np.round(x / scale).astype(np.int8), scale
+
+
+def test_zeros_divided_by_a_scale_of_zero_are_right_by_luck_only():
+    verdict = check("A2.int8", careless)
+    assert verdict.status == "failed" and verdict.message.startswith("Right numbers, by luck"), verdict
+    assert check("A2.int8", by_luck)  # who says that it is meant has looked at it
+
+
 def changed(codes=lambda c, x: c, scales=lambda s, x: s):
     def quantise(x):
         c, s = by_max(x.copy())
@@ -122,7 +145,7 @@ UNLISTED_INT8 = {
     "a scale in 16 bits": changed(scales=lambda s, x: s.astype(np.float16)),
     "a small constant": changed(scales=lambda s, x: s + 1e-6),
     "scales doubled": changed(scales=lambda s, x: 2 * s),
-    "unsigned codes": changed(codes=lambda c, x: (c.astype(int) + 128).astype(np.uint8)),
+    "codes moved up": changed(codes=lambda c, x: (c.astype(int) + 128).astype(np.uint8)),
     "a scale of the last token for all": changed(scales=lambda s, x: np.broadcast_to(s[:, -1:], s.shape).copy()),
     "absolute values": lambda x: by_max(np.abs(x)),
     "clipped at 100": changed(codes=lambda c, x: np.clip(c, -100, 100)),

@@ -1,9 +1,11 @@
 """A2.int8: keys or values as whole numbers of 8 bits and a scale for each token of a KV head."""
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 
+from gqa_lab.checks import sandbox
 from gqa_lab.checks.answers import Mistake
 from gqa_lab.checks.cases import Case, copied, normal
 from gqa_lab.checks.functions import Build
@@ -77,6 +79,11 @@ def _clipped(y: np.ndarray) -> np.ndarray:
     return np.clip(np.round(y), -127, 127).astype(np.int8)
 
 
+def _from_the_smallest(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = np.maximum(np.ptp(x, axis=-1, keepdims=True) / 255, 1e-300)
+    return np.round((x - x.min(-1, keepdims=True)) / scale - 128).astype(np.int64).astype(np.int8), scale
+
+
 def _over(*axes: int) -> Callable:
     return lambda x: np.abs(x).max(axes, keepdims=True) / 127
 
@@ -87,6 +94,8 @@ _CHANNEL = "You took the largest over tokens: a scale for each place. Take it ov
 _SIGNED = "You took the largest number, not the largest magnitude: a token whose largest is negative does not fit."
 _128 = "The largest code of your scale is 128, and int8 ends at 127: it wraps around to −128, or is cut off."
 _UNSIGNED = "You spread the codes over 255 steps from the smallest number on. Codes of int8 lie around 0: −127 to 127."
+_MEAN = "You took a mean or a spread: numbers larger than that do not fit into a code. Take the largest magnitude."
+_TOO_LARGE = "Your codes reach 254 or 255, and int8 ends at 127: they wrap around."
 _CUT = "You cut off the digits behind the point. Round to the nearest: the error is half as large."
 _FLOAT = "Right codes, but not stored as int8: they take as many bytes as before."
 _INVERSE = "Your scale is upside down: codes times scales has to give x back."
@@ -96,14 +105,28 @@ _MISTAKES = (
     Mistake("a scale for each place", _with(_over(1)), _CHANNEL),
     Mistake("a scale for each place of all heads", _with(_over(0, 1)), _CHANNEL),
     Mistake("over heads", _with(_over(0, 2)), "You took one scale for all KV heads of a token. Each has its own."),
+    Mistake("over heads only", _with(_over(0)), _CHANNEL),
+    Mistake("smallest, with its sign", _with(lambda x: -x.min(-1, keepdims=True) / 127), _SIGNED),
+    Mistake("mean magnitude", _with(lambda x: np.abs(x).mean(-1, keepdims=True) / 127), _MEAN),
+    Mistake("standard deviation", _with(lambda x: x.std(-1, keepdims=True) / 127), _MEAN),
     Mistake("largest, with its sign", _with(lambda x: x.max(-1, keepdims=True) / 127), _SIGNED),
     Mistake("largest, with its sign, cut", _with(lambda x: x.max(-1, keepdims=True) / 127, _clipped), _SIGNED),
     Mistake("128", _with(lambda x: np.abs(x).max(-1, keepdims=True) / 128), _128),
     Mistake("128, cut off", _with(lambda x: np.abs(x).max(-1, keepdims=True) / 128, _clipped), _128),
     Mistake("255", _with(lambda x: np.abs(x).max(-1, keepdims=True) / 255),
-            "Your codes reach 255, and int8 ends at 127: they wrap around."),
+            _TOO_LARGE),
+    Mistake("254", _with(lambda x: np.abs(x).max(-1, keepdims=True) / 254), _TOO_LARGE),
+    Mistake("63", _with(lambda x: np.abs(x).max(-1, keepdims=True) / 63),
+            "Your codes end at 63: half of what int8 can hold is unused, and the error is twice as large."),
+    Mistake("254 steps between smallest and largest", _with(lambda x: np.ptp(x, axis=-1, keepdims=True) / 254),
+            _UNSIGNED),
+    Mistake("from the smallest on", _from_the_smallest, _UNSIGNED),
+    Mistake("uint8", _with(scale_of, lambda y: np.round(y).astype(np.int64).astype(np.uint8)),
+            "uint8 has no negative numbers; they wrap around. Use int8."),
     Mistake("255 steps between smallest and largest", _with(lambda x: np.ptp(x, axis=-1, keepdims=True) / 255),
             _UNSIGNED),
+    Mistake("cast", _with(scale_of, lambda y: y.astype(np.int8)), _CUT),
+    Mistake("floor", _with(scale_of, lambda y: np.floor(y).astype(np.int8)), _CUT),
     Mistake("towards 0", _with(scale_of, lambda y: (y * (1 + 1e-12)).astype(np.int8)), _CUT),
     Mistake("downwards", _with(scale_of, lambda y: np.floor(y + 1e-9).astype(np.int8)), _CUT),
     Mistake("upwards", _with(scale_of, lambda y: np.ceil(y - 1e-9).astype(np.int8)), _CUT),
@@ -117,12 +140,25 @@ _MISTAKES = (
     Mistake("the largest as scale", lambda x: (_right(x)[0], 127 * scale_of(x)),
             "Your scale is the largest number itself. Which scale makes a code of 127 come back as that?"),
     Mistake("root mean square", _with(lambda x: np.sqrt((x**2).mean(-1, keepdims=True)) / 127),
-            "You took the root mean square: larger numbers than that do not fit into a code."),
+            _MEAN),
     Mistake("root mean square, cut off", _with(lambda x: np.sqrt((x**2).mean(-1, keepdims=True)) / 127, _clipped),
-            "You took the root mean square: larger numbers than that are cut off."),
+            _MEAN),
     Mistake("4 bits", _with(lambda x: np.abs(x).max(-1, keepdims=True) / 7),
             "Your codes end at 7: that is 4 bits. Eight bits reach 127."),
 )  # fmt: skip
+
+
+def _zero_by_zero(function: Callable) -> str | None:
+    """What comes of 0 / 0 when it becomes a whole number is not the same on every machine."""
+    [x] = copied(_cases(0)[-1])
+    with np.errstate(invalid="raise", divide="raise"):
+        run = sandbox.run(function, [x], {}, time.monotonic() + sandbox.DEADLINE_S)
+    if isinstance(run.error, FloatingPointError):
+        return (
+            "Right numbers, by luck: a token of zeros is divided by a scale of 0, and what int8 makes of 0 / 0 depends "
+            "on the machine. Give zeros a scale that is not 0."
+        )
+    return None
 
 
 def _explain(case: Case, got: np.ndarray, index: tuple) -> str:
@@ -148,6 +184,7 @@ INT8 = Build(
     pack=_pack,
     returns="two arrays, (codes, scales): int8 [G, S, D] and one scale for each token of a KV head, [G, S, 1]",
     explain=_explain,
+    beyond=_zero_by_zero,
     tested="Tested with tokens of very different size, mostly with a negative number as their largest, and with zeros.",
     notice="Notice: with head_dim 128 and scales of 16 bits this is 130 bytes for 256, 50.8%. The scales are what "
     "keeps it from being half.",

@@ -58,12 +58,23 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("elements_per_layer", 2 * rank + rope, twice),
         Mistake("elements_per_layer", kept * h, per_head),
         Mistake("elements_per_layer", rank + rope * h, "All heads share one part with the position, too."),
+        Mistake("elements_per_layer", n_layers * kept, "That is all layers."),
+        Mistake(
+            "elements_per_layer", rank + d, "You took head_dim; the part with the position is qk_rope_head_dim wide."
+        ),
+        Mistake("elements_per_layer", rank - rope, "The part with the position stands beside the latent. Add it."),
         Mistake("elements_per_layer", 2 * h * d, "That is MHA: keys and values of every head."),
         Mistake("bytes_per_token", n_layers * kept, "These are numbers. Each takes 2 bytes in bfloat16."),
         Mistake("bytes_per_token", 2 * kept, "That is one layer."),
         Mistake("bytes_per_token", 2 * n_layers * rank, no_rope),
         Mistake("bytes_per_token", 4 * n_layers * kept, twice),
         Mistake("bytes_per_token", 2 * n_layers * kept * h, per_head),
+        Mistake("bytes_per_token", 4 * n_layers * h * d, "That is MHA: keys and values of every head."),
+        Mistake(
+            "as_kv_heads",
+            kept / 2,
+            "You divided by 2 only. A KV head keeps a key and a value of head_dim numbers each.",
+        ),
         Mistake("as_kv_heads", kept / d, "A KV head of GQA keeps a key and a value: 2 · head_dim numbers."),
         Mistake("as_kv_heads", rank / (2 * d), no_rope),
         Mistake(
@@ -75,6 +86,12 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("times_smaller", kept / (2 * h * d), "Upside down: that is what is left of MHA's cache."),
         Mistake(
             "times_smaller", h, "That would be MQA with this head_dim. Divide what MHA keeps by what is kept here."
+        ),
+        Mistake(
+            "times_smaller", h * d / rank, "Keys and values, and the part with the position: two things are missing."
+        ),
+        Mistake(
+            "times_smaller", 100 * (1 - kept / (2 * h * d)), "That is the share saved in percent. Divide MHA by this."
         ),
         Mistake("times_smaller", 2 * d / kept, "You left out the heads: MHA keeps a key and a value for each."),
     ]

@@ -40,6 +40,10 @@ def _reshaped(pages: np.ndarray, table: list[int]) -> np.ndarray:
     return pages[table].reshape(pages.shape[1], -1, pages.shape[3])
 
 
+def _tokens_first(pages: np.ndarray, table: list[int]) -> np.ndarray:
+    return pages[table].reshape(-1, pages.shape[1], pages.shape[3])
+
+
 def _with_table(change) -> object:
     return lambda pages, table, length: _whole(pages, change(table))[:, :length]
 
@@ -53,6 +57,12 @@ _MISTAKES = (
             lambda pages, table, length: _whole(pages, table)[:, : length - length % pages.shape[2]], _CUT),
     Mistake("no axes moved", lambda pages, table, length: _reshaped(pages, table)[:, :length], _MIXED),
     Mistake("no axes moved, not cut", lambda pages, table, length: _reshaped(pages, table), _MIXED),
+    Mistake("pages and tokens first",
+            lambda pages, table, length: _tokens_first(pages, table)[:length].transpose(1, 0, 2), _MIXED),
+    Mistake("one token more", lambda pages, table, length: _whole(pages, table)[:, : length + 1],
+            "One token too many: a slice ends before its second number."),
+    Mistake("last page first", _with_table(lambda table: [table[-1], *table[:-1]]),
+            "You took the last page first. The table is in order."),
     Mistake("sorted", _with_table(sorted),
             "You took the pages in the order in which they lie. The table says which comes first."),
     Mistake("from the start", lambda pages, table, length: _whole(pages, range(len(table)))[:, :length],

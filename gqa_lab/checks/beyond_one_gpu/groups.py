@@ -61,13 +61,14 @@ def _chat_gb(numbers: dict) -> float:
     return per_token * numbers["tokens_per_chat"] / 1e9
 
 
-def _chats(numbers, *, copies=lambda p, g: max(1, p // g), slip=1.0, weights=None, free=None, heads=1.0) -> list[int]:
-    """Returns the chats of all groups together, for each allowed size of a group."""
+def _chats(numbers, *, copies=lambda p, g: max(1, p // g), slip=1.0, weights=None, free=None, heads=1.0, part=False):
+    """Returns the chats of all groups together, for each allowed size of a group; with `part`, parts of chats too."""
     g, n = numbers["n_kv_heads"], numbers["n_gpus"]
     card = numbers["card_gb"] * (1 - (numbers["kept_free"] if free is None else free))
     weights = weights or (lambda p: numbers["weights_gb"])
+    whole = float if part else int
     return [
-        max(0, int((p * card - weights(p)) / (_chat_gb(numbers) * slip * heads * copies(p, g)))) * (n // p)
+        max(0, whole((p * card - weights(p)) / (_chat_gb(numbers) * slip * heads * copies(p, g)))) * (n // p)
         for p in _allowed(numbers)
     ]
 
@@ -89,6 +90,8 @@ def _wrong(numbers: dict) -> list[Mistake]:
          "You looked at KV heads only. P has to divide the query heads as well."),
         ([p for p in divisors(h) if p % g == 0 or g % p == 0],
          "That many GPUs do not make whole groups of those that are there."),
+        ([p for p in divisors(h)],
+         "These divide the query heads. P also has to divide the GPUs; and P divides G, or G divides P."),
         ([p for p in divisors(n)], "You divided the GPUs only. Which of these can share the heads?"),
         ([p for p in allowed if p > 1], "A group may be a single GPU."),
     ]  # fmt: skip
@@ -100,6 +103,12 @@ def _wrong(numbers: dict) -> list[Mistake]:
         (_chats(numbers, weights=lambda p: 1e-9), "Where are the weights? Each group holds them once."),
         (_chats(numbers, free=0.0), "The 10% were to stay free."),
         (_chats(numbers, heads=h / g), "You took n_heads for n_kv_heads."),
+        ([-(-c // k) * k for c, k in zip(_chats(numbers, part=True), groups, strict=True)],
+         "You rounded up. The last chat of each group does not fit."),
+        (_chats(numbers, part=True), "Only whole chats count, in each group."),
+        (_chats(numbers, copies=lambda p, g: p),
+         "You took every group's cache P times. As long as P divides G, each GPU holds other KV heads."),
+        (_chats(numbers, heads=2.0), "You took 4 bytes per element; bfloat16 has 16 bits."),
         (_chats(numbers, heads=0.5), "A chat is twice as large: K and V, and two bytes in bfloat16."),
     ]  # fmt: skip
     no_copies = chats[0][0]
@@ -107,6 +116,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         (allowed[no_copies.index(max(no_copies))], f"That would be best if nothing were copied. {_COPIES}"),
         (n, "All GPUs in one group? Count its copies, or whether it can share the heads at all."),
         (1, "Then every GPU holds all the weights."),
+        (max(right["chats"]), "That is the number of chats. Give the P that has it."),
         (n // right["choice"], "That is how many groups there are. How many GPUs has each?"),
     ]
     told = [Mistake("allowed", value, text) for value, text in lists]
