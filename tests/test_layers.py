@@ -11,8 +11,8 @@ FLOORS = [
     {"contract", "gguf_file", "hf_config", "plots", "traffic"},
     {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
-    {"checkpoint", "generate", "convert"},
-    {"listen", "profiler", "steps"},
+    {"checkpoint", "convert", "generate"},
+    {"listen", "parallel", "profiler", "steps"},
     {"checks"},
 ]
 SAME_FLOOR = {("costs", "config")}

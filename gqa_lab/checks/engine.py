@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from gqa_lab.checks import (
     attention,
+    beyond_gqa,
+    beyond_one_gpu,
     gpu_kernel,
     grouped_query,
     kv_cache,
@@ -32,6 +34,8 @@ LESSONS = (
     what_it_costs,
     gpu_kernel,
     kv_cache_profiler,
+    beyond_one_gpu,
+    beyond_gqa,
 )
 EXERCISES = {exercise.id: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 PREDICTIONS = {prediction.id: prediction for lesson in LESSONS for prediction in lesson.PREDICTIONS}

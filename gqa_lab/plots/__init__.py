@@ -4,6 +4,7 @@ Every kind of attention has one colour, marker and line through the whole course
 only carrier; everything else is thin black. No pyplot: a figure belongs to the cell that shows it.
 """
 
+from gqa_lab.plots.beyond import bytes_by_idea
 from gqa_lab.plots.cache import bytes_per_token, cache_growth, rows_projected
 from gqa_lab.plots.columns import MANY_COLUMNS, head_columns
 from gqa_lab.plots.conversion import damage_by_layer, recovery
@@ -15,6 +16,7 @@ from gqa_lab.plots.planner import step_time
 from gqa_lab.plots.profile import step_by_context, step_split
 from gqa_lab.plots.ratio import shazeer_ratio
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_by_head_dim
+from gqa_lab.plots.shares import cache_per_gpu, step_by_gpus
 from gqa_lab.plots.weights import attention_weights
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "Picture",
     "STYLE",
     "attention_weights",
+    "bytes_by_idea",
     "bytes_per_token",
     "cache_growth",
+    "cache_per_gpu",
     "damage_by_layer",
     "effective_keys",
     "head_columns",
@@ -43,6 +47,7 @@ __all__ = [
     "split_grid",
     "split_keys",
     "step_by_context",
+    "step_by_gpus",
     "step_split",
     "step_time",
     "waves",

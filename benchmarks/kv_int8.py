@@ -1,0 +1,66 @@
+"""Records what storing keys and values in few bits does to SmolLM2-135M's cross-entropy: K and V apart, then both.
+
+    python benchmarks/kv_int8.py
+
+Writes benchmarks/results/kv_int8.json. Keys are stored as a cache keeps them, after RoPE. The texts are those of
+convert_texts.py, in windows of 512 tokens; losses in nats per token, in float32. Some minutes on two cores.
+"""
+
+import torch
+from convert_texts import description, held_out, losses
+
+from gqa_lab.attention import sdpa_attention
+from gqa_lab.listen import load_smollm2
+from gqa_lab.recorded import environment, save_record
+
+SCALES = {
+    "token and head": (3,),  # one scale for the head_dim numbers of a key, or of a value
+    "head": (2, 3),  # one for all tokens of a head
+    "layer": (1, 2, 3),  # one for all of a layer's keys, or of its values
+}
+"""The axes of `[B, G, S, D]` that share a scale."""
+
+
+def stored(x: torch.Tensor, n_bits: int, scale_over: tuple[int, ...]) -> torch.Tensor:
+    """Returns x as it comes back from whole numbers of n_bits bits and a float16 scale. A copy: it shows the error."""
+    most = 2 ** (n_bits - 1) - 1
+    scale = (x.abs().amax(scale_over, keepdim=True) / most).half().float().clamp(min=1e-7)
+    return (x / scale).round().clamp(-most, most) * scale
+
+
+def storing(k_bits: int | None, v_bits: int | None, scale_over: tuple[int, ...]):
+    """Returns an attention that reads K and V as they come back from so many bits; None leaves them alone."""
+
+    def attend(q, k, v, **rest):
+        k = k if k_bits is None else stored(k, k_bits, scale_over)
+        v = v if v_bits is None else stored(v, v_bits, scale_over)
+        return sdpa_attention(q, k, v, **rest)
+
+    return attend
+
+
+def main() -> None:
+    model, tokenizer = load_smollm2(device="cpu")
+    texts = held_out(tokenizer)
+    runs = {"original": (None, None, "token and head")}
+    for name in SCALES:
+        for k_bits, v_bits in ((8, None), (None, 8), (8, 8)):
+            runs[f"K {k_bits or 'full'}, V {v_bits or 'full'}, a scale per {name}"] = (k_bits, v_bits, name)
+    for k_bits, v_bits in ((4, None), (None, 4), (4, 4)):
+        runs[f"K {k_bits or 'full'}, V {v_bits or 'full'}, a scale per token and head"] = (
+            k_bits,
+            v_bits,
+            "token and head",
+        )
+    found = {}
+    for run, (k_bits, v_bits, name) in runs.items():
+        attend = storing(k_bits, v_bits, SCALES[name])
+        found[run] = {text: losses(model, ids, attend=attend) for text, ids in texts.items()}
+        mean = {text: sum(values) / len(values) for text, values in found[run].items()}
+        print(run, {text: round(value, 4) for text, value in mean.items()}, flush=True)
+    texts = {name: text for name, text in description(tokenizer).items() if name != "train"}
+    save_record("kv_int8", {"provenance": environment(), "texts": texts, "losses": found})
+
+
+if __name__ == "__main__":
+    main()
