@@ -12,7 +12,7 @@ FLOORS = [
     {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "convert", "generate"},
-    {"listen", "parallel", "profiler", "steps"},
+    {"listen", "parallel", "profiler", "steps", "train"},
     {"checks"},
 ]
 SAME_FLOOR = {("costs", "config")}

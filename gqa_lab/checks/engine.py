@@ -19,6 +19,7 @@ from gqa_lab.checks import (
     kv_cache_profiler,
     multi_head,
     multi_query,
+    quality,
     start_here,
     what_it_costs,
 )
@@ -32,6 +33,7 @@ LESSONS = (
     multi_query,
     grouped_query,
     what_it_costs,
+    quality,
     gpu_kernel,
     kv_cache_profiler,
     beyond_one_gpu,
