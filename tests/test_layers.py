@@ -12,7 +12,8 @@ FLOORS = [
     {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "generate", "convert"},
-    {"listen", "steps"},
+    {"evidence", "listen", "steps"},
+    {"diagnosis"},
     {"checks"},
 ]
 SAME_FLOOR = {("costs", "config")}
