@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from gqa_lab.checks import (
     attention,
+    decode_loop,
     gpu_kernel,
     grouped_query,
     kv_cache,
@@ -21,7 +22,17 @@ from gqa_lab.checks import (
 from gqa_lab.checks.answers import Hand
 from gqa_lab.checks.verdict import SYMBOLS, Page, Verdict
 
-LESSONS = (start_here, attention, multi_head, kv_cache, multi_query, grouped_query, what_it_costs, gpu_kernel)
+LESSONS = (
+    start_here,
+    attention,
+    multi_head,
+    kv_cache,
+    multi_query,
+    grouped_query,
+    what_it_costs,
+    decode_loop,
+    gpu_kernel,
+)
 EXERCISES = {exercise.id: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 PREDICTIONS = {prediction.id: prediction for lesson in LESSONS for prediction in lesson.PREDICTIONS}
 
