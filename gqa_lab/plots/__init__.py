@@ -10,6 +10,7 @@ from gqa_lab.plots.conversion import damage_by_layer, recovery
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
 from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys, waves
+from gqa_lab.plots.ladder import ladder
 from gqa_lab.plots.models import models
 from gqa_lab.plots.planner import step_time
 from gqa_lab.plots.ratio import shazeer_ratio
@@ -28,6 +29,7 @@ __all__ = [
     "effective_keys",
     "head_columns",
     "head_map",
+    "ladder",
     "models",
     "new_axes",
     "png",

@@ -17,8 +17,8 @@ PREDICTIONS = (
                 "the next cell.",
             ),
             "c": (
-                "at least four times as slow as MHA",
-                "Every token makes the copies anew: read once, written four times, read four times. The next cell shows "
+                "several times as slow as MHA",
+                "Every token makes the copies anew: read once, written four times, read four times. The next cell has "
                 "a recorded run.",
             ),
         },
