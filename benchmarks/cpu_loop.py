@@ -1,24 +1,31 @@
 """Times SmolLM2 on this CPU, our `generate` and transformers' in turn, with the same weights.
 
-    python benchmarks/cpu_loop.py [pairs]
+    python benchmarks/cpu_loop.py [rounds]
 
-Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json. Batch 1, greedy, eager, both in one
-process; a pair is one answer of each. Tokens per second are those of the decode steps, from the first token on; the
-ratio is taken pair by pair, for them and for the whole answer with its prompt. `first_tokens_equal` says how many
-tokens are the same from the start; in bfloat16 rounding parts them, which changes no work.
+Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json. Batch 1, greedy, all in one process:
+ours with eager steps, ours with `step=compiled()`, and transformers; a round is one answer of each, in changing order.
+Tokens per second are those of the decode steps, from the first token on; a ratio is taken round by round, for them and
+for the whole answer with its prompt. The compiler works before the first round. `first_tokens_equal` says how many
+tokens are transformers' from the start; in bfloat16 rounding parts them, which changes no work. A percentage is of the
+read bandwidth measured here, for the weights and the cache of the middle of the answer.
 """
 
+import copy
 import json
 import logging
+import random
 import statistics
 import sys
 import time
 
 import torch
 
+from gqa_lab.bandwidth import read_bandwidth
 from gqa_lab.checkpoint import load_pretrained, smollm2_path
-from gqa_lab.generate import generate
+from gqa_lab.costs import kv_cache_bytes, weight_bytes_read
+from gqa_lab.generate import decode_step, generate
 from gqa_lab.recorded import environment, save_record
+from gqa_lab.steps import compiled
 
 PROMPT = "Tell me a long story about a harbour, its master and his wooden box."
 N_NEW = 96
@@ -54,15 +61,18 @@ class Clock:
         pass
 
 
-def programs(dtype: torch.dtype) -> dict:
-    """Returns two functions that answer the prompt with `N_NEW` tokens and say when each token came."""
+def programs(dtype: torch.dtype) -> tuple[dict, int]:
+    """Returns functions that answer the prompt and say when each token came, and the bytes of a step of ours."""
     ours, tokenizer = load_pretrained(smollm2_path(), dtype=dtype, device="cpu")
-    theirs = load_theirs(dtype)
-    prompt = tokenizer.chat(PROMPT)
+    theirs, prompt = load_theirs(dtype), tokenizer.chat(PROMPT)
     ids = torch.tensor([prompt])
 
-    def gqa_lab() -> list[tuple[int, float]]:
-        return [(token, time.perf_counter()) for [token] in generate(ours, [prompt], max_new_tokens=N_NEW)]
+    def with_step(model, step):
+        def answer() -> list[tuple[int, float]]:
+            tokens = generate(model, [prompt], max_new_tokens=N_NEW, step=step)
+            return [(token, time.perf_counter()) for [token] in tokens]
+
+        return answer
 
     def transformers() -> list[tuple[int, float]]:
         clock = Clock()
@@ -72,54 +82,68 @@ def programs(dtype: torch.dtype) -> dict:
         )  # fmt: skip
         return clock.tokens
 
-    return {"gqa_lab": gqa_lab, "transformers": transformers}
+    kv_len, size = len(prompt) + N_NEW // 2, dtype.itemsize
+    n_bytes = weight_bytes_read(ours.config, bytes_per_element=size)
+    n_bytes += kv_cache_bytes(ours.config, batch_size=1, kv_len=kv_len, bytes_per_element=size)
+    compiled_one = with_step(copy.deepcopy(ours), compiled())  # it lays out the weights anew
+    return {"eager": with_step(ours, decode_step), "compiled": compiled_one, "transformers": transformers}, n_bytes
 
 
 @torch.no_grad()
-def measure(dtype: torch.dtype, n_pairs: int) -> dict:
-    """Returns tokens per second of both, the ratios pair by pair, and how many first tokens agree."""
-    both = programs(dtype)
-    answers = {name: answer() for name, answer in both.items()}  # the warm-up
-    same = [a[0] == b[0] for a, b in zip(*answers.values(), strict=True)]
-    whole, decode = {name: [] for name in both}, {name: [] for name in both}
-    for i in range(n_pairs):
-        for name in list(both)[:: 1 if i % 2 else -1]:
+def measure(dtype: torch.dtype, n_rounds: int, bandwidth: float) -> list[dict]:
+    """Returns a row each for our eager and our compiled steps, beside transformers in the same rounds."""
+    all_three, n_bytes = programs(dtype)
+    tokens = {name: [token for token, _ in answer()] for name, answer in all_three.items()}  # the warm-up
+    whole, decode = ({name: [] for name in all_three} for _ in range(2))
+    for i in range(n_rounds):
+        for name in random.Random(i).sample(list(all_three), len(all_three)):
             start = time.perf_counter()
-            tokens = both[name]()
+            clocked = all_three[name]()
             whole[name].append(time.perf_counter() - start)
-            decode[name].append((tokens[-1][1] - tokens[0][1]) / (N_NEW - 1))
-    ratios, of_answers = (
-        [b / a for a, b in zip(times["gqa_lab"], times["transformers"], strict=True)] for times in (decode, whole)
-    )
-    return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "tokens_per_s": {name: round(1 / statistics.median(t), 2) for name, t in decode.items()},
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
-        "ratio_median_with_prompt": round(statistics.median(of_answers), 3),
-        "first_tokens_equal": (same + [False]).index(False),
-    }
+            decode[name].append((clocked[-1][1] - clocked[0][1]) / (N_NEW - 1))
+    rows = []
+    for name in ("eager", "compiled"):
+        ratios, of_answers = (
+            [b / a for a, b in zip(times[name], times["transformers"], strict=True)] for times in (decode, whole)
+        )
+        same = [a == b for a, b in zip(tokens[name], tokens["transformers"], strict=True)]
+        step_s = statistics.median(decode[name])
+        rows.append(
+            {
+                "dtype": str(dtype).removeprefix("torch."),
+                "step": name,
+                "tokens_per_s": round(1 / step_s, 2),
+                "transformers_tokens_per_s": round(1 / statistics.median(decode["transformers"]), 2),
+                "ratio_median": round(statistics.median(ratios), 3),
+                "ratio_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
+                "ratio_median_with_prompt": round(statistics.median(of_answers), 3),
+                "gb_per_s": round(n_bytes / step_s / 1e9, 2),
+                "percent_of_read": round(100 * n_bytes / step_s / bandwidth, 1),
+                "first_tokens_equal": (same + [False]).index(False),
+            }
+        )
+    return rows
 
 
-def main(n_pairs: int) -> None:
+def main(n_rounds: int) -> None:
     import transformers
 
-    made = environment()
+    made, bandwidth = environment(), read_bandwidth("cpu")
     made["versions"] += f", transformers {transformers.__version__}"
-    record = {"provenance": made, "n_new_tokens": N_NEW, "pairs": n_pairs, "results": []}
-    print(
-        f"{'dtype':<10}{'gqa_lab':>10}{'transformers':>14}   tokens/s    ratio (min - max)   with prompt   equal tokens"
-    )
+    record = {"provenance": made, "read_gb_per_s": round(bandwidth / 1e9, 1), "n_new_tokens": N_NEW}
+    record |= {"rounds": n_rounds, "results": []}
+    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s")
+    print(f"{'dtype':<10}{'step':<10}{'ours':>7}{'theirs':>8} tokens/s   ratio (min - max)  with prompt  read  equal")
     for dtype in DTYPES:
-        row = measure(dtype, n_pairs)
-        record["results"].append(row)
-        ours, theirs = row["tokens_per_s"].values()
-        low, high = row["ratio_min_max"]
-        print(
-            f"{row['dtype']:<10}{ours:>10.1f}{theirs:>14.1f}{row['ratio_median']:>19.2f} ({low:.2f} - {high:.2f})"
-            f"{row['ratio_median_with_prompt']:>14.2f}{row['first_tokens_equal']:>10} of {N_NEW}",
-            flush=True,
-        )
+        for row in measure(dtype, n_rounds, bandwidth):
+            record["results"].append(row)
+            low, high = row["ratio_min_max"]
+            print(
+                f"{row['dtype']:<10}{row['step']:<10}{row['tokens_per_s']:>7.1f}{row['transformers_tokens_per_s']:>8.1f}"
+                f"{row['ratio_median']:>16.2f} ({low:.2f} - {high:.2f}){row['ratio_median_with_prompt']:>11.2f}"
+                f"{row['percent_of_read']:>6.0f}%{row['first_tokens_equal']:>4} of {N_NEW}",
+                flush=True,
+            )
     save_record("cpu_loop", record)
     print(json.dumps(record))
 

@@ -17,8 +17,9 @@ nowhere a code path of their own.
 
 The modules, ground floor first: `bandwidth`, `config`, `reference`, `costs`, `cache`, `footprint`, `recorded`,
 `smollm2`; `contract`, `gguf_file`, `hf_config`, `plots`, `traffic`; `attention`, `hf_folder`, `triton_decode`; `model`,
-`tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `listen`, `parallel`, `profiler`, `steps`, `train`;
-`checks`. A module imports only from lower floors. Importing `gqa_lab` itself imports none of them.
+`tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `evidence`, `listen`, `parallel`, `profiler`, `steps`,
+`train`; `diagnosis`; `checks`. A module imports only from lower floors. Importing `gqa_lab` itself imports none of
+them.
 """
 
 __version__ = "0.1.0"

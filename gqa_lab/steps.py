@@ -6,6 +6,7 @@ They stack: `captured(compiled())` is a graph of compiled programs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +27,15 @@ Step = Callable[..., Tensor]
 def compiled() -> Step:
     """Returns a step that runs all but the attention as three compiled programs; every layer uses the same ones.
 
-    The first token waits for the compiler (on a CPU some ten seconds, and a C++ compiler must be there); so does the
-    first one of another batch size. The attention stays as it is, because its length changes with each token.
+    A program goes from one attention to the next, so that few are called. The attention stays as it is, because its
+    length changes with each token. The first token waits for the compiler (on a CPU some ten seconds, and a C++
+    compiler must be there); so does the first one of another batch size.
 
     In float32 and bfloat16 one row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop
     over the rows of the weights of it, on all threads. It wants them by rows, so the first step lays out the weights
     anew; `model.lay_out_weights()` brings back what eager steps like best.
     """
-    before, after, head = (torch.compile(part, dynamic=False) for part in (_before, _after, _head))
+    first, between, last = (torch.compile(part, dynamic=False) for part in (_first, _between, _last))
 
     @torch.no_grad()
     def step(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
@@ -41,19 +43,20 @@ def compiled() -> Step:
         if not model.layers[0].mlp.up_proj.weight.is_contiguous():
             _by_rows(model)
         cos, sin = model.rope(ids, caches)
-        x = model.embed_tokens(ids)
-        for layer, cache in zip(model.layers, caches, strict=True):
-            q, k, v = before(layer, x, cos, sin)
+        x, layers = model.embed_tokens(ids), list(model.layers)
+        q, k, v = first(layers[0], x, cos, sin)
+        for i, cache in enumerate(caches):
             k, v = cache.append(k, v)
             window = model.config.sliding_window if cache.window is None else None  # a ring holds what it shows
             out = attend(q, k, v, lengths=cache.kv_lengths(1), window=window)
-            x = after(layer, x, out)
-        return head(model, x)[:, 0]
+            if i + 1 < len(layers):
+                x, q, k, v = between(layers[i], layers[i + 1], x, out, cos, sin)
+        return last(model, layers[-1], x, out)[:, 0]
 
     return step
 
 
-def _before(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _first(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what a layer makes of its input for the attention: q, k and v, turned by their positions."""
     own = layer.attention
     normed = layer.attention_norm(x)
@@ -67,15 +70,32 @@ def _before(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -
     return rotate(own.q_norm(heads(own.q_proj))), rotate(own.k_norm(heads(own.k_proj))), heads(own.v_proj)
 
 
-def _after(layer: Layer, x: Float[Tensor, "B 1 C"], out: Float[Tensor, "B H 1 D"]) -> Float[Tensor, "B 1 C"]:
+def _between(
+    layer: Layer,
+    following: Layer,
+    x: Float[Tensor, "B 1 C"],
+    out: Float[Tensor, "B H 1 D"],
+    cos: Tensor,
+    sin: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns x after a layer, and q, k and v of the following one."""
+    x = _rest(layer, x, out)
+    return x, *_first(following, x, cos, sin)
+
+
+def _last(
+    model: Transformer, layer: Layer, x: Float[Tensor, "B 1 C"], out: Float[Tensor, "B H 1 D"]
+) -> Float[Tensor, "B 1 vocab"]:
+    """Returns the logits, from the attention of the last layer on."""
+    head = model.embed_tokens if model.config.tie_embeddings else model.lm_head
+    return _linear(head, model.norm(_rest(layer, x, out)))
+
+
+def _rest(layer: Layer, x: Float[Tensor, "B 1 C"], out: Float[Tensor, "B H 1 D"]) -> Float[Tensor, "B 1 C"]:
     """Returns what a layer makes of the attention's result."""
     x = x + _linear(layer.attention.o_proj, out.transpose(1, 2).flatten(2))
     normed, mlp = layer.mlp_norm(x), layer.mlp
     return x + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
-
-
-def _head(model: Transformer, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 vocab"]:
-    return _linear(model.embed_tokens if model.config.tie_embeddings else model.lm_head, model.norm(x))
 
 
 def _linear(linear: nn.Linear | nn.Embedding, x: Float[Tensor, "B 1 n"]) -> Float[Tensor, "B 1 m"]:
@@ -194,33 +214,33 @@ def _check_room(ids: Tensor, caches: list[KVCache]) -> None:
 
 @dataclass
 class _Graph:
-    """A recorded step, the ids it reads and the logits it writes; the caches are kept alive with it."""
+    """A recorded step, the ids it reads, the logits it writes, and what else it reads: kept, as it knows addresses."""
 
     graph: "torch.cuda.CUDAGraph"
     ids: Tensor
     logits: Tensor
-    caches: list[KVCache]
+    fixed: list[FixedCache]
 
 
 def captured(step: Step = decode_step, *, smallest: int = 256) -> Step:
     """Returns a step that is one launch: recorded as a CUDA graph for each bucket of lengths, then replayed.
 
-    A graph remembers addresses, so it belongs to the caches that it was recorded with; other caches get their own.
-    The logits live until the next step: copy them to keep them.
+    A graph remembers addresses, so it belongs to the caches that it was recorded with and goes when they go; other
+    caches get their own. The logits live until the next step: copy them to keep them.
 
     Args, as `fixed_shapes`: what is recorded has fixed shapes.
 
     Raises:
         ValueError: on a CPU, which has no graphs; take `compiled()` there. At the first step.
     """
-    graphs: dict[tuple, _Graph] = {}
+    of_caches: WeakKeyDictionary[KVCache, dict[tuple, _Graph]] = WeakKeyDictionary()
 
     def replay(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
-        if ids.device.type != "cuda":
+        if not _has_graphs(ids.device):
             raise ValueError(f"ids are on {ids.device}, and only a CUDA device has graphs; use step=compiled() here")
         _check_room(ids, caches)
         n_slots = bucket(max(caches[0].host_lengths) + 1, smallest, caches[0].n_slots)
-        key = (id(model), attend, n_slots, ids.shape[0], caches[0].k.data_ptr())
+        graphs, key = of_caches.setdefault(caches[0], {}), (model, attend, n_slots)
         if key not in graphs:
             graphs[key] = _record(step, model, ids, caches, n_slots, attend)
         recorded = graphs[key]
@@ -231,6 +251,10 @@ def captured(step: Step = decode_step, *, smallest: int = 256) -> Step:
         return recorded.logits
 
     return replay
+
+
+def _has_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 @torch.no_grad()
@@ -247,4 +271,4 @@ def _record(step: Step, model: Transformer, ids: Tensor, caches: list[KVCache], 
     with torch.cuda.graph(graph):
         logits = step(model, static_ids, fixed, attend=attend)
         _count_one(caches)
-    return _Graph(graph, static_ids, logits, caches)
+    return _Graph(graph, static_ids, logits, fixed)

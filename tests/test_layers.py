@@ -12,7 +12,8 @@ FLOORS = [
     {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "convert", "generate"},
-    {"listen", "parallel", "profiler", "steps", "train"},
+    {"evidence", "listen", "parallel", "profiler", "steps", "train"},
+    {"diagnosis"},
     {"checks"},
 ]
 SAME_FLOOR = {("costs", "config")}

@@ -1,13 +1,17 @@
 """Every step gives the tokens of `decode_step`; graphs are tried where there is a GPU."""
 
+import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gqa_lab import steps
 from gqa_lab.attention import expanded_attention, grouped_attention, sdpa_attention
 from gqa_lab.config import ModelConfig
 from gqa_lab.generate import decode_step, generate, prefill
@@ -54,6 +58,16 @@ def test_fixed_shapes_change_no_token_over_three_buckets(changes, prompts, atten
     assert tokens(model, prompts, attend=attend, step=fixed_shapes(smallest=8)) == same
 
 
+@pytest.mark.parametrize("changes", VARIANTS[:2], ids=str)
+@pytest.mark.parametrize("prompts", PROMPTS, ids=["one", "ragged"])
+def test_fixed_shapes_end_at_the_same_stop_tokens(prompts, changes):
+    model = make_model(**changes)
+    stop = [token for token in tokens(model, prompts)[9] if token is not None]
+    same = tokens(model, prompts, stop=stop)
+    assert len(same) < 30 or None in same[-1]
+    assert tokens(model, prompts, stop=stop, step=fixed_shapes(smallest=8)) == same
+
+
 def test_fixed_shapes_leave_the_caches_as_decode_step_does():
     model, ids = make_model(sliding_window=7), torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8]])
     caches, others = model.new_caches(2, 20), model.new_caches(2, 20)
@@ -95,29 +109,100 @@ def test_a_full_cache_refuses_before_it_writes(make):
     assert all(torch.equal(a, cache.k) and cache.host_lengths == [4] for a, cache in zip(before, caches, strict=True))
 
 
-def test_a_graph_on_a_cpu_is_refused_with_the_remedy():
+def test_a_graph_on_a_cpu_is_refused_with_the_remedy_before_anything_is_stored():
     model = make_model().cpu()
-    with pytest.raises(ValueError, match="step=compiled"):
+    with pytest.raises(ValueError, match=r"^ids are on cpu, and only a CUDA device has graphs; use step=compiled\(\)"):
         tokens(model, PROMPTS[0], n_new=2, step=captured())
+    caches = model.new_caches(1, 8)
+    with pytest.raises(ValueError, match="step=compiled"):
+        captured()(model, torch.tensor([[5]]), caches)
+    assert caches[0].host_lengths == [0] and not caches[0].k.any()
 
 
-def compare_compiled(changes: dict) -> None:
+@pytest.fixture
+def recordings(monkeypatch):
+    """Graphs that a CPU can play: a recording runs its step on the caches it was made with."""
+    made = []
+
+    def record(step, model, ids, caches, n_slots, attend):
+        static, logits = ids.clone(), torch.empty(ids.shape[0], model.config.vocab_size, dtype=model.dtype)
+        fixed = [steps.FixedCache(cache, n_slots) for cache in caches]
+
+        def replay():
+            logits.copy_(step(model, static, fixed, attend=attend))
+            steps._count_one(fixed)
+
+        made.append(n_slots)
+        return SimpleNamespace(graph=SimpleNamespace(replay=replay), ids=static, logits=logits)
+
+    monkeypatch.setattr(steps, "_record", record)
+    monkeypatch.setattr(steps, "_has_graphs", lambda device: True)
+    return made
+
+
+@pytest.mark.parametrize("changes", VARIANTS[:2], ids=str)
+@pytest.mark.parametrize("prompts", PROMPTS, ids=["one", "ragged"])
+def test_a_recording_is_made_for_each_bucket_once_and_changes_no_token(recordings, prompts, changes):
+    model = make_model(**changes)
+    same, step = tokens(model, prompts), captured(smallest=8)
+    assert tokens(model, prompts, step=step) == same
+    buckets = [7] if changes else [8, 16, 32, len(max(prompts, key=len)) + 29]
+    assert recordings == buckets
+    assert tokens(model, prompts, step=step) == same
+    assert recordings == 2 * buckets  # other caches, other addresses
+
+
+def test_a_recording_keeps_no_cache_alive(recordings):
+    model, step = make_model(), captured(smallest=8)
+    caches = model.new_caches(1, 8)
+    for token in (5, 6):
+        step(model, torch.tensor([[token]]), caches)
+    assert recordings == [8]
+    alive = [weakref.ref(cache) for cache in caches]
+    del caches
+    gc.collect()
+    assert not any(reference() for reference in alive)
+
+
+def test_a_full_cache_refuses_a_recording_too(recordings):
+    model, step = make_model(), captured()
+    caches = model.new_caches(1, 1)
+    step(model, torch.tensor([[5]]), caches)
+    with pytest.raises(ValueError, match=r"makes 2; this cache has max_seq_len = 1"):
+        step(model, torch.tensor([[5]]), caches)
+
+
+def compare_compiled(changes: dict, prompts: list) -> None:
     """Asserts that compiled steps answer as eager ones do, all layers with one program."""
     model = make_model(torch.float32, **changes)
-    same, step = tokens(model, PROMPTS[0]), compiled()
+    same, step = tokens(model, prompts), compiled()
     fixed = fixed_shapes(step, smallest=8)  # its positions are tensors: other programs
     for each in (step, fixed):
-        tokens(model, PROMPTS[0], n_new=2, step=each)
+        tokens(model, prompts, n_new=2, step=each)
+    stop = [token for token in same[5] if token is not None]
     with torch._dynamo.config.patch(error_on_recompile=True):
-        assert tokens(model, PROMPTS[0], step=step) == same
-        assert tokens(model, PROMPTS[0], step=fixed) == same
+        assert tokens(model, prompts, step=step) == same
+        assert tokens(model, prompts, step=fixed) == same
+        assert tokens(model, prompts, step=step, stop=stop) == tokens(model, prompts, stop=stop) != same
+
+
+slow = pytest.mark.slow
 
 
 @needs_compiler
-@pytest.mark.parametrize("changes", [{}, *(pytest.param(c, marks=pytest.mark.slow) for c in VARIANTS[1:])], ids=str)
-def test_compiled_pieces_serve_all_layers_and_change_no_token(changes):
+@pytest.mark.parametrize(
+    "changes, prompts",
+    [
+        ({}, PROMPTS[0]),
+        pytest.param({}, PROMPTS[1], marks=slow, id="ragged"),
+        pytest.param({"sliding_window": 7}, PROMPTS[1], marks=slow, id="ragged, window"),
+        *(pytest.param(c, PROMPTS[0], marks=slow) for c in VARIANTS[1:]),
+    ],
+    ids=str,
+)
+def test_compiled_pieces_serve_all_layers_and_change_no_token(changes, prompts):
     # in a process of its own: the compiler cannot see through the checks of shapes that conftest.py adds
-    code = f"import test_steps; test_steps.compare_compiled({changes})"
+    code = f"import test_steps; test_steps.compare_compiled({changes}, {prompts})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
 

@@ -11,6 +11,7 @@ from gqa_lab.plots.conversion import damage_by_layer, recovery
 from gqa_lab.plots.frame import STYLE, Picture, new_axes, png
 from gqa_lab.plots.heads import MANY_HEADS, head_map
 from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys, waves
+from gqa_lab.plots.ladder import ladder
 from gqa_lab.plots.models import models
 from gqa_lab.plots.planner import step_time
 from gqa_lab.plots.profile import step_by_context, step_split
@@ -34,6 +35,7 @@ __all__ = [
     "effective_keys",
     "head_columns",
     "head_map",
+    "ladder",
     "loss_by_kv_heads",
     "models",
     "new_axes",
