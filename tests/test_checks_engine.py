@@ -364,6 +364,16 @@ def test_case_decides_which_numbers_check_expects(monkeypatch):
     monkeypatch.delitem(engine._seeds, "99.hand")
 
 
+def test_a_name_is_a_seed_the_same_everywhere_and_an_empty_one_is_refused(monkeypatch):
+    monkeypatch.setitem(engine.EXERCISES, "99.hand", HAND)
+    assert case("99.hand", "ada") == case("99.hand", " Ada ") == {"n": 1 + engine.seed_of("ada")}
+    assert [engine.seed_of(name) for name in ("ada", "bob")] == [490, 999]
+    assert all(1 <= engine.seed_of(str(n)) <= 999 for n in range(3000))
+    with pytest.raises(ValueError, match="write the name under which you hand in"):
+        case("99.hand", " ")
+    monkeypatch.delitem(engine._seeds, "99.hand")
+
+
 def test_under_nbgrader_a_check_prints_and_raises(monkeypatch, capsys):
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
     monkeypatch.setitem(engine.EXERCISES, "99.twice", BUILD)

@@ -26,7 +26,7 @@ code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
 def sample() -> nbformat.NotebookNode:
     """A solution notebook of lesson 05, as an author would write it, but short."""
     cells = [
-        text("# Exercises"),
+        text("# Exercises\n\n## 1 · All of them (by hand, ●●○, 5 minutes, core)"),
         text("Only in the solution: why it works.", metadata={"tags": ["solution-only", "other"]}),
         code('from gqa_lab.checks import check, progress', metadata={"tags": ["setup"], "collapsed": True}),
         code('### BEGIN SOLUTION\n### STUB: head_map = {"map": None,\n'
@@ -106,6 +106,38 @@ def test_check_names_what_is_stale_missing_or_orphaned(tmp_path, monkeypatch, ca
     assert [p.name for p in exercises.iterdir()] == ["05_x.ipynb"] and (exercises / "05_x.ipynb").read_bytes() == first
 
 
+def test_the_cells_of_an_exercise_carry_what_nbgrader_reads():
+    data = {cell.id: cell.metadata.get("nbgrader") for cell in tool.exercise_from(sample()).cells}
+    assert data["cell-4"] == {"schema_version": 3, "grade_id": "05-head_map", "grade": True, "solution": False,
+                              "locked": True, "task": False, "points": 4}  # fmt: skip
+    assert data["cell-5"] == {"schema_version": 3, "grade_id": "05-expand-answer", "grade": False, "solution": True,
+                              "locked": False, "task": False}  # fmt: skip
+    assert [i for i, found in data.items() if found is None] == ["cell-0", "cell-2", "cell-9"]
+
+
+def test_numbers_are_locked_a_second_answer_is_counted_and_a_reason_is_read_by_a_person():
+    notebook = sample()
+    notebook.cells[2].source = 'case("05.head_map")'
+    notebook.cells[4].source = '### BEGIN SOLUTION\n### STUB: x = {"reason": None}\nx = 1\n### END SOLUTION'
+    cells = {cell.id: cell.metadata.get("nbgrader") for cell in tool.exercise_from(notebook).cells}
+    assert cells["cell-2"] == {"schema_version": 3, "grade_id": "05-head_map-case", "grade": False, "solution": False,
+                               "locked": True, "task": False}  # fmt: skip
+    names = [cells[f"cell-{n}"]["grade_id"] for n in (3, 4, 5)]
+    assert names == ["05-expand-answer", "05-expand-answer2", "05-expand-answer3"]
+    assert [(c["grade"], c.get("points")) for c in (cells["cell-3"], cells["cell-4"])] == [(False, None), (True, 2)]
+
+
+def test_a_check_without_a_level_or_beside_another_is_refused_by_name():
+    notebook = sample()
+    notebook.cells[0].source = "# Exercises"
+    with pytest.raises(ValueError, match="x.ipynb: '# Exercises' names no difficulty and place"):
+        tool.exercise_from(notebook, "x.ipynb")
+    notebook = sample()
+    notebook.cells[4].source *= 2
+    with pytest.raises(ValueError, match="x.ipynb: cell cell-4 has 2 checks"):
+        tool.exercise_from(notebook, "x.ipynb")
+
+
 # ---- the notebooks -------------------------------------------------------------------------------
 
 
@@ -178,6 +210,23 @@ def test_a_known_mistake_put_in_is_named_in_the_notebook(played):
         assert verdict.startswith(f"failed: {mistake_of(exercise_id)[1]}"), verdict
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "exercises").glob("*.ipynb")), ids=lambda path: path.name)
+def test_every_check_is_worth_what_its_level_says_and_grade_ids_follow_from_exercise_ids(path):
+    cells, heading = nbformat.read(path, as_version=4).cells, ""
+    ids = [data["grade_id"] for cell in cells if (data := cell.metadata.get("nbgrader"))]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]+", name) for name in ids)
+    graded = {}
+    for cell in cells:
+        heading = cell.source if cell.cell_type == "markdown" and "## " in cell.source else heading
+        if found := CHECK.search(cell.source):
+            data, level = cell.metadata["nbgrader"], EXERCISES[found[1]].level
+            kind, stars, _, _, place = re.fullmatch(r"(.+) (\S{3}) (\d+) (min), (\w+)", level).groups()
+            graded[found[1]] = data["points"] == stars.count("●") * (2 if place == "core" else 1)
+            assert data["grade_id"] == found[1].replace(".", "-") and data["grade"] and data["locked"]
+            assert f"({kind}, {stars}, " in heading and f"minutes, {place})" in heading, level
+    assert graded == dict.fromkeys(checks_in(nbformat.read(path, as_version=4)), True)
+
+
 def test_exercises_are_in_step_with_their_solutions():
     assert tool.build(ROOT / "solutions", ROOT / "exercises", check=True) == []
 
@@ -192,5 +241,5 @@ def test_a_solved_notebook_has_passed_every_check(path):
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.name)
 def test_a_solution_notebook_covers_every_exercise_of_its_lesson(path):
-    lesson = path.name[:2]
+    lesson = path.name.partition("_")[0]
     assert set(checks_in(nbformat.read(path, as_version=4))) == {i for i in EXERCISES if i.startswith(lesson)}

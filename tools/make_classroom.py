@@ -85,17 +85,26 @@ def lesson_of(path: Path) -> str:
     return path.name.partition("_")[0]
 
 
-def chosen_lessons(root: Path, wanted: list[str] | None) -> list[Path]:
-    """Returns the solutions of the wanted lessons, of all lessons if none is named.
+def chosen_lessons(root: Path, wanted: list[str] | None) -> list[str]:
+    """Returns the ids of the wanted lessons, of all lessons if none is named.
 
     Raises:
-        Problem: for a lesson that has no exercises.
+        Problem: for a lesson that does not exist, and if none of them has exercises.
     """
-    there = {lesson_of(path): path for path in sorted(root.glob("solutions/*.ipynb"))}
+    there = {
+        lesson_of(path): path for name in ("notebooks", "solutions") for path in sorted(root.glob(f"{name}/*.ipynb"))
+    }
     wanted = [lesson.upper().zfill(2) for lesson in wanted or there]
     if unknown := [lesson for lesson in wanted if lesson not in there]:
-        raise Problem(f"no exercises for lesson {', '.join(unknown)}; there are some for {', '.join(there)}.")
-    return [there[lesson] for lesson in dict.fromkeys(wanted)]
+        raise Problem(f"there is no lesson {', '.join(unknown)}; there are {', '.join(sorted(there))}.")
+    if not solutions_of(root, wanted):
+        raise Problem(f"lesson {', '.join(wanted)} has no exercises; name one that has.")
+    return list(dict.fromkeys(wanted))
+
+
+def solutions_of(root: Path, lessons: list[str]) -> list[Path]:
+    """Returns the solutions of those of the lessons that have exercises."""
+    return [path for lesson in lessons for path in sorted(root.glob(f"solutions/{lesson}_*.ipynb"))]
 
 
 def make(root: Path, folder: Path, lessons: list[str] | None, seed: int | None = None) -> list[str]:
@@ -107,7 +116,8 @@ def make(root: Path, folder: Path, lessons: list[str] | None, seed: int | None =
     Raises:
         Problem: if one of the folders holds something already, or for an unknown lesson.
     """
-    solutions = chosen_lessons(root, lessons)
+    lessons = chosen_lessons(root, lessons)
+    solutions = solutions_of(root, lessons)
     teacher = folder.with_name(folder.name + "-teacher")
     for path in (folder, teacher):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -132,7 +142,7 @@ def make(root: Path, folder: Path, lessons: list[str] | None, seed: int | None =
     readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
     write(folder / "README.md", readme.replace("ASSIGNMENT", names[0]).replace("TEACHER", teacher.name))
     write(teacher / "answer_key.md", answer_key(solutions))
-    write(teacher / "predictions.html", prediction_sheet(root, [lesson_of(path) for path in solutions]))
+    write(teacher / "predictions.html", prediction_sheet(root, lessons))
     return names
 
 
@@ -255,17 +265,17 @@ def what_goes_wrong(root: Path) -> str:
             told = list(dict.fromkeys(m.diagnosis for m in listed))
             most = re.search(r"\*\*The mistakes? most people make\*\*:? ?(?:is |is to |are )?(.*)", " ".join(why), re.S)
             text = most[1] if most else told[0] if told else "see the solution"
-            text = re.split(r"(?<=[.;:])\s", " ".join(text.split()))[0].rstrip(".;:")
+            text = re.split(r"(?<=[.?])\s", " ".join(text.split()))[0].rstrip(".")
             rows.append(f"| {exercise_id} | {text.replace('|', chr(92) + '|')} | {len(told) or 'run, not listed'} |")
     return "\n".join(rows)
 
 
-BLOCK = re.compile(r"(<!-- what goes wrong: made by tools/make_classroom.py -->\n).*?(\n<!-- end -->)", re.S)
+BLOCK = re.compile(r"(<!-- what goes wrong: made by tools/make_classroom.py -->\n).*?(<!-- end -->)", re.S)
 
 
 def refreshed(teaching: str, root: Path) -> str:
     """Returns TEACHING.md with its table of mistakes made anew."""
-    return BLOCK.sub(lambda match: match[1] + what_goes_wrong(root) + match[2], teaching)
+    return BLOCK.sub(lambda match: f"{match[1]}{what_goes_wrong(root)}\n{match[2]}", teaching)
 
 
 def main(arguments: list[str]) -> int:

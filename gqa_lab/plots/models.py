@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 
 from gqa_lab.costs import SHAPES, ModelShape, kv_bytes_per_token
-from gqa_lab.plots.frame import STYLE, new_axes
+from gqa_lab.plots.frame import INK, STYLE, new_axes
 
 MLA_STYLE = {"color": "black", "marker": "x", "linewidth": 1}
 NAMED = {  # which way from its marker a name stands, in points
@@ -41,7 +41,7 @@ def models(shapes: Mapping[str, ModelShape] = SHAPES) -> Axes:
         axes.scatter([x for x, _ in points], [y for _, y in points], s=42, label=kind.upper(), zorder=2, **look)
     for key in NAMED.keys() & known.keys():
         shape, (right, up) = known[key], NAMED[key]
-        color = "black" if shape.kind == "mla" else STYLE[shape.kind]["color"]
+        color = "black" if shape.kind == "mla" else INK[shape.kind]
         name = f"{shape.name.split(' (')[0]} ({shape.kind.upper()})"
         at = (shape.params_billion, _kib(shape))
         side = "left" if right > 0 else "right"

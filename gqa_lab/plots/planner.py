@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from gqa_lab.config import attention_kind, divisors
 from gqa_lab.costs import Plan
-from gqa_lab.plots.frame import STYLE, new_axes
+from gqa_lab.plots.frame import INK, STYLE, new_axes
 
 POINTS = 8  # a line is straight but for the bend of a full window, which is one of them
 
@@ -127,7 +127,7 @@ def _name_lines(axes: Axes, ends: dict[int, tuple[int, float]], plan: Plan, end:
             textcoords="offset points",
             ha="center" if full else "left",
             va="bottom" if full else "center",
-            color=STYLE[kind]["color"],
+            color=INK[kind],
             weight="bold" if own else "normal",
             annotation_clip=False,
         )

@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from gqa_lab.plots.frame import STYLE, new_axes
+from gqa_lab.plots.frame import INK, STYLE, new_axes
 
 
 def shazeer_ratio(n: int, d: int, h: int, *, batch_sizes: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)) -> Axes:
@@ -29,7 +29,7 @@ def shazeer_ratio(n: int, d: int, h: int, *, batch_sizes: tuple[int, ...] = (1, 
         ys = [_ratio(kind, n, d, h, b) for b in batch_sizes]
         axes.plot(batch_sizes, ys, linewidth=2, label=kind.upper(), **STYLE[kind])
         axes.annotate(kind.upper(), (batch_sizes[2], ys[2]), (4, 8), textcoords="offset points", weight="bold",
-                      color=STYLE[kind]["color"])  # fmt: skip
+                      color=INK[kind])  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(batch_sizes, [str(b) for b in batch_sizes])
