@@ -15,7 +15,7 @@ STYLE = {
 44 CIELAB units."""
 
 INK = {kind: style["color"] for kind, style in STYLE.items()} | {"mqa": "#00796B"}
-"""Colour of words about each kind: the same, but for MQA's, which is too light for letters. 4.5 : 1 or more on white."""
+"""Colour of words about each kind: the same, but for MQA's, too light for letters. 4.5 : 1 or more on white."""
 
 
 def new_axes(width: float = 7.0, height: float = 3.0) -> Axes:
