@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -542,3 +543,54 @@ def test_the_grades_are_exported_as_csv(graded):
         rows = list(csv.DictReader(file))
     found = {row["student_id"]: (float(row["score"]), float(row["max_score"])) for row in rows}
     assert found == {name: (sum(points.values()), 13.0) for name, points in expected.items()}
+
+
+# ---- a whole class
+
+
+@nbgrader
+@pytest.mark.classroom
+@pytest.mark.slow
+def test_a_hundred_submissions_of_three_assignments_are_graded_without_a_stall(tmp_path, capsys):
+    """GQA_LAB_SUBMISSIONS=10 makes it a smaller class. Time and memory are reported, not judged."""
+    n_students = int(os.environ.get("GQA_LAB_SUBMISSIONS", "100"))
+    folder = tmp_path / "large"
+    names = tool.make(ROOT, folder, ["02", "04", "05"])
+    expected, start = {}, time.monotonic()
+    for name in names:
+        made = run(folder, "generate_assignment", name)
+        assert made.returncode == 0, made.stderr
+        full = sum(
+            cell.metadata.nbgrader.points
+            for cell in nbformat.read(folder / "release" / name / f"{name}.ipynb", as_version=4).cells
+            if cell.metadata.get("nbgrader", {}).get("grade")
+        )
+        for n in range(n_students):
+            student = Student(folder, f"s{n:03}", name)
+            expected[student.name, name] = full if n % 10 != 6 else 0
+            if n % 10 != 6:  # every tenth has done nothing
+                student.right()
+            first = next(cell for cell in student.notebook.cells if "check(" in cell.source)
+            if n % 10 == 7:
+                student.notebook.cells.remove(first)
+            if n % 10 == 8:
+                student.insert("print('x' * 10_000_000)", before=first.id)
+            if n % 10 == 9:
+                student.notebook.cells.append(new_code_cell("import os\nos._exit(1)"))
+            if n % 50 == 5:
+                student.notebook.cells.append(new_code_cell("while True:\n    pass"))
+            student.hand_in()
+    for name in names:
+        with ThreadPoolExecutor() as pool:
+            halves = [pool.submit(run, folder, "autograde", name, "--student", f"s??[{d}]") for d in ("02468", "13579")]
+        for half in halves:
+            assert half.result().returncode == 0, half.result().stderr[-3000:]
+    assert run(folder, "export").returncode == 0
+    with open(folder / "grades.csv", newline="", encoding="utf-8") as file:
+        found = {(row["student_id"], row["assignment"]): float(row["score"]) for row in csv.DictReader(file)}
+    assert found == expected
+    with capsys.disabled():
+        print(f"\n{len(found)} submissions graded in {time.monotonic() - start:.0f} s", end="")
+        if resource := importlib.util.find_spec("resource") and importlib.import_module("resource"):
+            largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            print(f"; the largest process held {largest:.2f} GiB")
