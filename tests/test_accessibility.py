@@ -121,36 +121,25 @@ def test_digits_on_a_mark_can_be_read():
     assert all(contrast(ink[kind], style["color"]) >= 4.5 for kind, style in plots.STYLE.items())
 
 
-def figures() -> dict[str, object]:
-    """Returns one of each figure that has words in the colour of a kind, or in any colour."""
-    planned = plan(SHAPES["llama-3.1-8b"], GPUS["h100-sxm"], kv_len=8192, batch_size=32)
-    return {
-        "head_map mha": plots.head_map(6, 6),
-        "head_map gqa": plots.head_map(6, 3),
-        "head_map mqa": plots.head_map(6, 1),
-        "models": plots.models(SHAPES),
-        "step_time": plots.step_time(planned),
-        "shazeer_ratio": plots.shazeer_ratio(n=2048, d=4096, h=32),
-        "head_columns": plots.head_columns(6, 2),
-        "bytes_per_token": plots.bytes_per_token(SHAPES["llama-3.1-70b"]),
-    }
+def planned() -> object:
+    return plots.step_time(plan(SHAPES["llama-3.1-8b"], GPUS["h100-sxm"], kv_len=8192, batch_size=32))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "head_map mha",
-        "head_map gqa",
-        "head_map mqa",
-        "models",
-        "step_time",
-        "shazeer_ratio",
-        "head_columns",
-        "bytes_per_token",
-    ],
-)
+FIGURES = {
+    "head_map mha": lambda: plots.head_map(6, 6),
+    "head_map gqa": lambda: plots.head_map(6, 3),
+    "head_map mqa": lambda: plots.head_map(6, 1),
+    "models": lambda: plots.models(SHAPES),
+    "step_time": planned,
+    "shazeer_ratio": lambda: plots.shazeer_ratio(n=2048, d=4096, h=32),
+    "head_columns": lambda: plots.head_columns(6, 2),
+    "bytes_per_token": lambda: plots.bytes_per_token(SHAPES["llama-3.1-70b"]),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
 def test_every_word_in_a_figure_can_be_read(name):
-    axes = figures()[name]
+    axes = FIGURES[name]()
     words = [
         text for text in axes.figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_text().strip()
     ]
@@ -163,7 +152,7 @@ def test_every_word_in_a_figure_can_be_read(name):
 
 @pytest.mark.parametrize("name", ["models", "step_time", "shazeer_ratio"])
 def test_lines_and_dots_of_different_colours_differ_in_form_too(name):
-    axes = figures()[name]
+    axes = FIGURES[name]()
     kinds = {to_rgb(style["color"]) for style in plots.STYLE.values()}  # thin black lines have their names beside them
     lines = [line for line in axes.lines if len(line.get_xdata()) > 1 and to_rgb(line.get_color()) in kinds]
     looks = {(to_rgb(line.get_color()), line.get_linestyle(), line.get_marker()) for line in lines}
