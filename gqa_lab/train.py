@@ -40,6 +40,7 @@ def initial_model(config: ModelConfig, seed: int) -> Transformer:
     Returns:
         On the CPU, in float32. Matrices are drawn from N(0, 1 / d_model), so that products keep the size of what they
         read; those that add to the residual stream, `o_proj` and `down_proj`, are divided by the root of 2 n_layers.
+        Norms begin at 1, biases at 0.
 
     Example:
         >>> config = ModelConfig(n_layers=1, d_model=24, n_heads=6, n_kv_heads=6, head_dim=4, d_ff=32,
@@ -59,6 +60,8 @@ def initial_model(config: ModelConfig, seed: int) -> Transformer:
             std = config.d_model**-0.5 / (math.sqrt(2 * config.n_layers) if adds else 1)
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             torch.nn.init.normal_(weight, std=std, generator=generator)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(weight)
     return convert_kv_heads(mha, config.n_kv_heads, first_head)
 
 
@@ -111,44 +114,40 @@ def text_batches(ids: Int[Tensor, "N"], *, n_steps: int, batch_size: int, window
 def recall_batches(
     *, n_steps: int, batch_size: int, n_pairs: int, n_keys: int, n_values: int, seed: int
 ) -> Iterator[Batch]:
-    """Yields batches of pairs to remember: key, value, key, value, … and then every pair once more, in another order.
+    """Yields batches of a task that only looking back solves: pairs of a key and a value, and then every key once more.
 
-    When a key comes for the second time, its value has to be said. No key has a usual value: every sequence draws its
-    own, so only looking back helps, at the token that followed the key.
+    A pair is one token, `key * n_values + value`. A token of its own, `n_keys * n_values + key`, asks for a key, and
+    the pair with that key has to be said. No key has a usual value: every sequence draws its own.
 
     Args:
         n_steps: batches.
         batch_size: sequences in a batch (B).
-        n_pairs: pairs in a sequence, which is 4 n_pairs tokens long (T).
-        n_keys: tokens 0 to n_keys - 1 are keys; those of a sequence all differ.
-        n_values: tokens n_keys to n_keys + n_values - 1 are values; several keys may have the same.
+        n_pairs: pairs in a sequence, which is 2 n_pairs tokens long (T); the keys are asked for in another order.
+        n_keys: the keys to draw from; those of a sequence all differ.
+        n_values: the values to draw from; several keys may have the same. The vocabulary is n_keys * (n_values + 1).
         seed: decides every sequence, whatever model reads it.
 
     Raises:
         ValueError: for more pairs than keys.
 
     Example:
-        >>> [(inputs, targets)] = recall_batches(n_steps=1, batch_size=1, n_pairs=2, n_keys=9, n_values=9, seed=0)
-        >>> inputs.tolist()
-        [[2, 9, 3, 17, 3, 17, 2, 9]]
-        >>> targets.tolist()
-        [[-100, -100, -100, -100, 17, -100, 9, -100]]
+        >>> [(inputs, targets)] = recall_batches(n_steps=1, batch_size=1, n_pairs=3, n_keys=5, n_values=10, seed=0)
+        >>> inputs.tolist(), targets.tolist()
+        ([[29, 37, 43, 54, 52, 53]], [[-100, -100, -100, 43, 29, 37]])
 
-    Source: associative recall as in Arora et al. 2023 (arXiv 2312.04927) section 3.
+    Source: after the associative recall of Arora et al. 2023 (arXiv 2312.04927) section 3, with a pair in one token,
+        so that one layer's attention can find it.
     """
     if n_pairs > n_keys:
         raise ValueError(f"n_pairs ({n_pairs}) must be at most n_keys ({n_keys}): the keys of a sequence all differ")
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n_steps):
         keys = torch.rand(batch_size, n_keys, generator=generator).argsort(1)[:, :n_pairs]
-        values = torch.randint(n_keys, n_keys + n_values, (batch_size, n_pairs), generator=generator)
-        pairs = torch.stack([keys, values], 2)  # [B, n_pairs, 2]
+        values = torch.randint(n_values, (batch_size, n_pairs), generator=generator)
+        pairs = keys * n_values + values
         order = torch.rand(batch_size, n_pairs, generator=generator).argsort(1)
-        again = pairs[torch.arange(batch_size)[:, None], order]
-        inputs = torch.cat([pairs, again], 1).flatten(1)  # [B, 4 n_pairs]
-        targets = torch.full_like(inputs, NOTHING)
-        targets[:, 2 * n_pairs :: 2] = again[:, :, 1]
-        yield inputs, targets
+        asked = n_keys * n_values + keys.gather(1, order)
+        yield torch.cat([pairs, asked], 1), torch.cat([torch.full_like(pairs, NOTHING), pairs.gather(1, order)], 1)
 
 
 def cosine_rate(peak: float, n_steps: int, *, warm_up: int = 10) -> Callable[[int], float]:
