@@ -7,7 +7,9 @@ from statistics import mean, stdev
 import pytest
 
 from gqa_lab.costs import n_parameters
-from gqa_lab.recorded import recorded
+from gqa_lab.plots import Picture, loss_by_kv_heads, recall_by_kv_heads
+from gqa_lab.plots.quality import agreement
+from gqa_lab.recorded import RESULTS, recorded
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import quality  # noqa: E402
@@ -18,6 +20,8 @@ FEWER = ("4", "2", "1")
 
 @pytest.fixture(scope="module")
 def record():
+    if not (RESULTS / "quality.json").exists():
+        pytest.skip("benchmarks/quality.py has not been run to its end")
     return recorded("quality")
 
 
@@ -144,3 +148,63 @@ def test_recorded_losses_lie_between_nothing_learnt_and_everything_known(record)
         if "training_losses" in run:
             assert 1 < run["loss"] < 3.5 and run["training_losses"][0] > run["training_losses"][-1]
             assert run["changed_by_expansion"] < 1e-4
+
+
+def heights(dots):
+    return [y for _, y in dots.get_offsets().tolist()]
+
+
+def test_the_figure_of_losses_draws_every_pair_its_mean_and_its_interval(smoke):
+    _, made = smoke
+    axes, said = loss_by_kv_heads(made), made["summary"]
+    of_mha, *others = axes.collections
+    losses = [made["runs"][f"text_{seed}_8"]["loss"] for seed in (0, 1)]
+    assert heights(of_mha) == pytest.approx([loss - mean(losses) for loss in losses])
+    drawn = [said[name][n] for n in FEWER for name in ("text", "equalised")]
+    assert [heights(dots) for dots in others] == [pytest.approx(found["pairs"]) for found in drawn]
+    assert [len(dots.get_facecolor()) and dots.get_facecolor()[0].tolist() == [1, 1, 1, 1] for dots in others] == [
+        False,
+        True,
+    ] * 3
+    bars = [list(line.get_ydata()) for line in axes.lines if len(line.get_ydata()) == 2]
+    assert bars == [[0, 0], *(found["interval"] for found in drawn)]
+    assert "recorded on" in axes.get_xlabel() and axes.get_title(loc="left") == Picture(axes).text.split(". ")[0]
+    assert f"1: {said['text']['1']['mean']:+.3f}" in Picture(axes).text
+
+
+def test_the_figure_of_recall_draws_every_seed_and_those_that_did_not_solve_it_hollow(smoke):
+    _, made = smoke
+    made = json.loads(json.dumps(made)) | {"sizes": made["sizes"] | {"recall_steps": 100}}
+    for n, steps in {"8": [20, 40], "4": [40, 60], "2": [60, None], "1": [None, None]}.items():
+        made["summary"]["recall"][n] = {"n_solved": 2 - steps.count(None), "steps_to_solve": steps}
+    axes = recall_by_kv_heads(made)
+    solved, not_solved = axes.collections[::2], axes.collections[1::2]
+    assert [heights(dots) for dots in solved] == [[20, 40], [40, 60], [60], []]
+    assert [heights(dots) for dots in not_solved] == [[], [], [100], [100, 100]]
+    assert Picture(axes).text == (
+        "The fewer KV heads, the later recall is solved. Median steps by KV heads: 8: 30, 4: 50, 2: not solved, "
+        "1: not solved. Seeds that solve it within 100 steps: 8: 2 of 2, 4: 2 of 2, 2: 1 of 2, 1: 0 of 2."
+    )
+    made["summary"]["recall"]["4"]["steps_to_solve"] = [20, 40]
+    assert recall_by_kv_heads(made).get_title(loc="left") == "Steps until recall is solved, by KV heads"
+
+
+@pytest.mark.parametrize(
+    ("signs", "said"),
+    [
+        ({"4": "++", "2": "++", "1": "++"}, "all 2 seeds lose more with 4, 2 and 1 KV heads"),
+        ({"4": "--", "2": "+-", "1": "++"}, "all 2 seeds lose more with 1 KV head and lose less with 4 KV heads, they disagree on 2"),
+        ({"4": "+-", "2": "-+", "1": "+-"}, "the 2 seeds disagree on 4, 2 and 1 KV heads"),
+    ],
+)  # fmt: skip
+def test_what_seeds_say_together_is_said_only_if_all_say_it(signs, said):
+    assert agreement({n: {"pairs": [float(f"{sign}0.1") for sign in of]} for n, of in signs.items()}) == said
+
+
+def test_the_figures_of_the_record_say_its_numbers(record):
+    said = Picture(loss_by_kv_heads(record)).text
+    assert f"MHA loses {record['summary']['mha']['mean']:.2f}" in said
+    for name in ("text", "equalised"):
+        assert agreement(record["summary"][name]) in said
+    solved = record["summary"]["recall"]["1"]["n_solved"]
+    assert f"1: {solved} of 6." in Picture(recall_by_kv_heads(record)).text

@@ -12,6 +12,7 @@ from gqa_lab.plots.heads import MANY_HEADS, head_map
 from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys, waves
 from gqa_lab.plots.models import models
 from gqa_lab.plots.planner import step_time
+from gqa_lab.plots.quality import loss_by_kv_heads, recall_by_kv_heads
 from gqa_lab.plots.ratio import shazeer_ratio
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_by_head_dim
 from gqa_lab.plots.weights import attention_weights
@@ -28,10 +29,12 @@ __all__ = [
     "effective_keys",
     "head_columns",
     "head_map",
+    "loss_by_kv_heads",
     "models",
     "new_axes",
     "png",
     "random_weights",
+    "recall_by_kv_heads",
     "recovery",
     "rows_projected",
     "saturation",
