@@ -43,8 +43,8 @@ def before_after(model, tokenizer) -> dict:
 
 
 def search(rate: float):
-    """Returns the part that tries a learning rate on the pooled model for the first quarter of the training."""
-    return lambda model, tokenizer: train(model, tokenizer, 1, rate, PARTS_FOLDER, share=0.25)
+    """Returns the part that tries a learning rate on the pooled model."""
+    return lambda model, tokenizer: train(model, tokenizer, 1, rate, PARTS_FOLDER)
 
 
 def recovery(n_kv_heads: int, fitted=None):

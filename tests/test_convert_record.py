@@ -158,13 +158,14 @@ def test_the_damages_are_thirty_and_the_choices_are_ten_layers_whose_sum_is_thei
 
 def test_the_runs_saw_the_same_tokens_by_the_same_recipe(record):
     runs = [record[f"recovery_{run}"] for run in ("pooled", "fitted", "control")]
-    recipes = {(run["learning_rate"], run["n_steps"], run["n_passes"]) for run in runs}
+    recipes = {(run["learning_rate"], run["n_steps"], run["batch_size"]) for run in runs}
     assert len(recipes) == 1
-    n_tokens = runs[0]["n_steps"] * record["texts"]["train"]["window"]
-    assert n_tokens == record["texts"]["train"]["n_tokens"] * runs[0]["n_passes"]
+    a_step = runs[0]["batch_size"] * record["texts"]["train"]["window"]
+    n_tokens = runs[0]["n_steps"] * a_step
+    assert 0 <= record["texts"]["train"]["n_tokens"] - n_tokens < a_step  # no token twice
     for run in runs:
         assert [point["n_tokens"] / n_tokens for point in run["points"]] == pytest.approx(
-            [0, 0.125, 0.25, 0.5, 1], abs=0.005
+            [0, 0.125, 0.25, 0.5, 1], abs=0.015
         )
         assert len(run["training_losses"]) == run["n_steps"]
     assert runs[0]["n_trained_weights"] * 3 == runs[2]["n_trained_weights"] == 30 * 2 * 3 * 64 * 576
