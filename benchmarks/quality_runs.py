@@ -65,7 +65,7 @@ class Sizes:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    steps: int = 240
+    steps: int = 600
     batch: int = 4
     window: int = 128
     rate: float = 4e-3
