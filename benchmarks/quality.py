@@ -4,11 +4,7 @@
     python benchmarks/quality.py --workers 2    in two processes, for two cores
     python benchmarks/quality.py --smoke        every path in seconds, with runs far too short to say anything
 
-<<<<<<< HEAD
-Writes benchmarks/results/quality.json. About 20 minutes of one core. Each run is kept in benchmarks/results/parts/ as
-=======
 Writes benchmarks/results/quality.json. About 15 minutes of one core. Each run is kept in benchmarks/results/parts/ as
->>>>>>> 245bb50889448f426803668f7d95bba0322d1dfb
 it ends, so that the whole can be interrupted and gone on with; a run that was made by other sizes is made again.
 
 Text: decoders of 0.84 M parameters with 8, 4, 2 and 1 KV heads read the bytes of `pydoc_data.topics`, with the d_ff of

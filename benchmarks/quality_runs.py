@@ -65,11 +65,7 @@ class Sizes:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-<<<<<<< HEAD
-    steps: int = 240
-=======
     steps: int = 600
->>>>>>> 245bb50889448f426803668f7d95bba0322d1dfb
     batch: int = 4
     window: int = 128
     rate: float = 4e-3

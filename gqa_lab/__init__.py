@@ -15,18 +15,11 @@ Tensors are `[batch, heads, seq, head_dim]` everywhere, the cache included. Quer
 `i // R`. Multi-head attention is G = H and multi-query attention is G = 1: the two ends of one number, and
 nowhere a code path of their own.
 
-<<<<<<< HEAD
 The modules, ground floor first: `bandwidth`, `config`, `reference`, `costs`, `cache`, `footprint`, `recorded`,
 `smollm2`; `contract`, `gguf_file`, `hf_config`, `plots`, `traffic`; `attention`, `hf_folder`, `triton_decode`; `model`,
 `tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `evidence`, `listen`, `parallel`, `profiler`, `steps`,
 `train`; `diagnosis`; `checks`. A module imports only from lower floors. Importing `gqa_lab` itself imports none of
 them.
-=======
-The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `footprint`, `recorded`, `smollm2`;
-`contract`, `gguf_file`, `hf_config`, `plots`, `traffic`; `attention`, `hf_folder`, `triton_decode`; `model`,
-`tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `listen`, `steps`, `train`; `checks`. A module imports only
-from lower floors. Importing `gqa_lab` itself imports none of them.
->>>>>>> 245bb50889448f426803668f7d95bba0322d1dfb
 """
 
 __version__ = "0.1.0"

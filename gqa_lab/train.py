@@ -135,11 +135,7 @@ def recall_batches(
         >>> inputs.tolist(), targets.tolist()
         ([[29, 37, 43, 54, 52, 53]], [[-100, -100, -100, 43, 29, 37]])
 
-<<<<<<< HEAD
-    Source: after the associative recall of Arora et al. 2023 (arXiv 2312.04927) section 3, with a pair in one token,
-=======
     Source: after the multi-query associative recall of Arora et al. 2023 (arXiv 2312.04927), with a pair in one token,
->>>>>>> 245bb50889448f426803668f7d95bba0322d1dfb
         so that one layer's attention can find it.
     """
     if n_pairs > n_keys:

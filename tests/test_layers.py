@@ -11,14 +11,9 @@ FLOORS = [
     {"contract", "gguf_file", "hf_config", "plots", "traffic"},
     {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
-<<<<<<< HEAD
     {"checkpoint", "convert", "generate"},
     {"evidence", "listen", "parallel", "profiler", "steps", "train"},
     {"diagnosis"},
-=======
-    {"checkpoint", "generate", "convert"},
-    {"listen", "steps", "train"},
->>>>>>> 245bb50889448f426803668f7d95bba0322d1dfb
     {"checks"},
 ]
 SAME_FLOOR = {("costs", "config")}

@@ -129,7 +129,7 @@ def test_the_table_of_converted_decoders_is_the_record_and_the_order_is_the_pape
             assert means == sorted(means)
     control = [f"{scratch['summary']['control'][share]:.2f}" for share in shares]
     assert "The control itself loses {}, {} and {}".format(*control) in PAGE
-    assert scratch["sizes"]["steps"] == 240 and len(scratch["sizes"]["seeds"]) == 6
+    assert f"{scratch['sizes']['steps']} steps" in PAGE and len(scratch["sizes"]["seeds"]) == 6
     assert all(run["changed_by_expansion"] < 1e-6 for run in scratch["runs"].values() if "changed_by_expansion" in run)
 
 
@@ -175,9 +175,9 @@ def test_what_the_lesson_says_of_decoders_from_scratch_is_recorded():
     said, sizes = scratch["summary"], scratch["sizes"]
     bars = [found for name in ("text", "equalised") for found in said[name].values()]
     assert len(bars) == 6 and all(0 < bar["n_worse"] < 6 for bar in bars)
-    missing_zero = [bar for bar in bars if bar["interval"][0] > 0 or bar["interval"][1] < 0]
-    assert missing_zero == [said["text"]["2"]] and said["text"]["2"]["n_worse"] == 5
-    assert max(bar["interval"][1] for bar in bars) > 0.05 and f"{1 - 0.95**6:.0%}" in text
+    assert all(bar["interval"][0] < 0 < bar["interval"][1] for bar in bars)
+    assert said["text"]["1"]["n_worse"] == 5 and "five of six seeds are worse" in text
+    assert f"{max(abs(end) for bar in bars for end in bar['interval']):.2f} nats" in text
     n_bytes = sizes["steps"] * sizes["batch"] * sizes["window"]
     n_parameters = {run["n_parameters"] for name, run in scratch["runs"].items() if name.startswith("text_0_8")}
     assert f"{n_bytes:,} bytes" in text and f"{n_parameters.pop() / 1e6:.2f} million" in text

@@ -14,10 +14,7 @@ from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys
 from gqa_lab.plots.ladder import ladder
 from gqa_lab.plots.models import models
 from gqa_lab.plots.planner import step_time
-<<<<<<< HEAD
 from gqa_lab.plots.profile import step_by_context, step_split
-=======
->>>>>>> 245bb50889448f426803668f7d95bba0322d1dfb
 from gqa_lab.plots.quality import loss_by_kv_heads, recall_by_kv_heads
 from gqa_lab.plots.ratio import shazeer_ratio
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_by_head_dim
@@ -38,10 +35,7 @@ __all__ = [
     "effective_keys",
     "head_columns",
     "head_map",
-<<<<<<< HEAD
     "ladder",
-=======
->>>>>>> 245bb50889448f426803668f7d95bba0322d1dfb
     "loss_by_kv_heads",
     "models",
     "new_axes",
