@@ -278,10 +278,10 @@ def step_time(draw: Draw, course: Course):
 
 def online(draw: Draw, course: Course):
     d = draw.whole(3, 9)
-    for n, (before, after) in enumerate(
-        ((0.0, 0.0), (0.0, 4.0), (4.0, 0.0), (-1000.0, -1000.0), (0.0, 0.0), (0.0, 0.0))
-    ):
-        n_before, n_new = (0 if n in (0, 5) else draw.whole(1, 6)), (0 if n > 3 else draw.whole(1, 6))
+    first, later, empty = (0, draw.whole(1, 6)), (draw.whole(1, 6), draw.whole(1, 6)), (draw.whole(1, 6), 0)
+    chunks = [(first, 0.0, 0.0), (first, 0.0, -1000.0), (later, 0.0, 4.0), (later, 4.0, 0.0)]
+    chunks += [(later, -1000.0, -1000.0), (empty, 0.0, 0.0), ((0, 0), 0.0, 0.0)]
+    for (n_before, n_new), before, after in chunks:
         scores, v = draw.normal(n_before + n_new), draw.normal(n_before + n_new, d)
         old, new = scores[:n_before] + before, scores[n_before:] + after
         peak = float(old.max()) if n_before else -np.inf
