@@ -9,11 +9,8 @@ percent, row by row up to the diagonal (a causal row t has t + 1 weights; the re
 import json
 
 import numpy as np
-import torch
 
-from gqa_lab import reference
-from gqa_lab.attention import sdpa_attention
-from gqa_lab.listen import load_smollm2
+from gqa_lab.listen import head_weights, load_smollm2
 from gqa_lab.recorded import RESULTS, environment
 
 SENTENCE = "The dog chased the cat because it was hungry"
@@ -21,15 +18,8 @@ SENTENCE = "The dog chased the cat because it was hungry"
 
 def main() -> None:
     model, tokenizer = load_smollm2(device="cpu")
-    ids, weights = tokenizer.encode(SENTENCE), []
-
-    def recording(q, k, v, *, lengths=None, window=None):
-        weights.append(reference.attention_weights(q.numpy(), k.numpy()))
-        return sdpa_attention(q, k, v)
-
-    with torch.no_grad():
-        model(torch.tensor([ids]), attend=recording)
-    all_weights = np.concatenate(weights)  # [layers, heads, T, T]
+    ids = tokenizer.encode(SENTENCE)
+    all_weights = head_weights(model, ids)  # [layers, heads, T, T]
     rows, columns = np.tril_indices(len(ids))
     percent = np.rint(100 * all_weights[:, :, rows, columns]).astype(int)
     record = {

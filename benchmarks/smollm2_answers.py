@@ -14,12 +14,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from gqa_lab import reference
-from gqa_lab.attention import grouped_attention, sdpa_attention
+from gqa_lab.attention import grouped_attention
 from gqa_lab.checks.head_maps import cards
 from gqa_lab.checks.wrong_attention import attend, everything
 from gqa_lab.generate import generate
-from gqa_lab.listen import PARAGRAPH, cross_entropy, load_smollm2
+from gqa_lab.listen import PARAGRAPH, cross_entropy, head_weights, load_smollm2
 from gqa_lab.recorded import environment, save_record
 
 PROMPT = "What is the capital of France, and why is it famous?"
@@ -85,15 +84,7 @@ def answer(model, tokenizer, attend, max_new_tokens: int) -> dict:
 
 def head_distances(model, tokenizer) -> dict:
     """Returns, for each layer, the mean total variation distance of attention weights inside groups and across."""
-    weights = []
-
-    def recording(q, k, v, *, lengths=None, window=None):
-        weights.append(reference.attention_weights(q.double().cpu().numpy(), k.double().cpu().numpy()))
-        return sdpa_attention(q, k, v, lengths=lengths, window=window)
-
-    with torch.no_grad():
-        model(torch.tensor([tokenizer.encode(PARAGRAPH)], device=model.device), attend=recording)
-    w, group_size = np.concatenate(weights), model.config.group_size
+    w, group_size = head_weights(model, tokenizer.encode(PARAGRAPH)), model.config.group_size
     inside, across = [], []
     for i in range(model.config.n_heads):
         for j in range(i):

@@ -1,10 +1,12 @@
 """Let the real model speak through any `attend`, right or wrong, and hear the difference."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from gqa_lab import reference
 from gqa_lab.attention import Attend, grouped_attention, sdpa_attention
 from gqa_lab.checkpoint import find_smollm2, load_pretrained
 from gqa_lab.generate import generate
@@ -89,3 +91,41 @@ def cross_entropy(model: Transformer, token_ids: Int[Tensor, "1 T"], *, attend: 
     """
     logits = model(token_ids, attend=attend)
     return F.cross_entropy(logits[0, :-1].float(), token_ids[0, 1:]).item()
+
+
+def paragraph_loss(
+    model: Transformer | None, tokenizer: Tokenizer | None, *, record: str, attend: Attend = grouped_attention
+) -> float:
+    """Returns the cross-entropy of `PARAGRAPH` in nats, or the recorded one where the model has not been brought.
+
+    Args:
+        model: the real model, or None.
+        tokenizer: the model's.
+        record: name of the recorded answer with this attention; its cross-entropy stands beside it.
+        attend: the attention to judge.
+    """
+    if model is None:
+        return recorded("smollm2_answers")["answers"][record]["cross_entropy"]
+    token_ids = torch.tensor([tokenizer.encode(PARAGRAPH)], device=model.device)
+    return cross_entropy(model, token_ids, attend=attend)
+
+
+@torch.no_grad()
+def head_weights(model: Transformer, token_ids: list[int]) -> Float[np.ndarray, "L H T T"]:
+    """Returns where every head of every layer looks in a text: the attention weights, in float64.
+
+    A model takes any `attend`; this one writes down the weights on its way.
+
+    Args:
+        model: any model.
+        token_ids: one text.
+    """
+    weights = []
+
+    def recording(q, k, v, *, lengths=None, window=None):
+        rows, keys = q.double().cpu().numpy(), k.double().cpu().numpy()
+        weights.append(reference.attention_weights(rows, keys, window=window))
+        return sdpa_attention(q, k, v, lengths=lengths, window=window)
+
+    model(torch.tensor([token_ids], device=model.device), attend=recording)
+    return np.concatenate(weights)

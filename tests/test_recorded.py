@@ -2,6 +2,7 @@ import json
 import re
 from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from gqa_lab import recorded
 from gqa_lab.attention import grouped_attention
 from gqa_lab.checks.engine import PREDICTIONS
 from gqa_lab.generate import generate
-from gqa_lab.listen import MISSING, PARAGRAPH, cross_entropy, listen, load_smollm2
+from gqa_lab.listen import MISSING, PARAGRAPH, cross_entropy, head_weights, listen, load_smollm2, paragraph_loss
 from gqa_lab.recorded import provenance
 
 
@@ -53,6 +54,28 @@ def test_the_real_model_still_says_what_is_recorded(answers, capsys):
     assert [token for [token] in steps] == right["ids"] and tokenizer.decode(right["ids"]) == right["text"]
     ids = torch.tensor([tokenizer.encode(PARAGRAPH)], device=model.device)
     assert cross_entropy(model, ids) == pytest.approx(right["cross_entropy"], abs=1e-3)
+
+
+def test_the_loss_of_the_paragraph_is_measured_with_the_model_and_recorded_without(answers):
+    losses = {name: answer["cross_entropy"] for name, answer in answers["answers"].items()}
+    assert all(paragraph_loss(None, None, record=name) == loss for name, loss in losses.items())
+    model, tokenizer = load_smollm2()
+    assert paragraph_loss(model, tokenizer, record="right") == pytest.approx(losses["right"], abs=1e-3)
+
+    def heads_reversed(q, k, v, *, lengths=None, window=None):
+        return grouped_attention(q.flip(1), k, v)
+
+    assert paragraph_loss(model, tokenizer, record="right", attend=heads_reversed) > losses["right"] + 1
+
+
+def test_every_head_still_looks_where_the_record_of_lesson_02_says():
+    saved = recorded.recorded("head_weights")
+    model, tokenizer = load_smollm2(device="cpu")
+    live = head_weights(model, tokenizer.encode(saved["sentence"]))
+    rows, columns = np.tril_indices(len(saved["words"]))
+    assert live.shape == (30, 9, len(saved["words"]), len(saved["words"])) and np.allclose(live.sum(-1), 1)
+    assert np.abs(100 * live[:, :, rows, columns] - np.array(saved["percent"])).max() < 0.6  # kept in whole percent
+    assert not live[:, :, columns[rows != columns], rows[rows != columns]].any()
 
 
 def test_without_the_model_the_recorded_answer_is_shown_and_says_so(answers, capsys, monkeypatch, tmp_path):
