@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import re
 from statistics import mean
@@ -12,6 +13,8 @@ from gqa_lab.checks.engine import PREDICTIONS
 from gqa_lab.generate import generate
 from gqa_lab.listen import MISSING, PARAGRAPH, cross_entropy, head_weights, listen, load_smollm2, paragraph_loss
 from gqa_lab.recorded import provenance
+
+BENCHMARKS = recorded.RESULTS.parent
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,15 @@ def test_every_head_still_looks_where_the_record_of_lesson_02_says():
     assert live.shape == (30, 9, len(saved["words"]), len(saved["words"])) and np.allclose(live.sum(-1), 1)
     assert np.abs(100 * live[:, :, rows, columns] - np.array(saved["percent"])).max() < 0.6  # kept in whole percent
     assert not live[:, :, columns[rows != columns], rows[rows != columns]].any()
+
+
+def test_heads_of_a_group_still_differ_as_recorded(answers):
+    spec = importlib.util.spec_from_file_location("smollm2_answers", BENCHMARKS / "smollm2_answers.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    live = benchmark.head_distances(*load_smollm2(device="cpu"))
+    for name, distances in answers["head_distances"].items():
+        assert live[name] == pytest.approx(distances, abs=1e-3)
 
 
 def test_without_the_model_the_recorded_answer_is_shown_and_says_so(answers, capsys, monkeypatch, tmp_path):
