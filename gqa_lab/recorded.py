@@ -40,6 +40,21 @@ def provenance(record: dict) -> str:
     return f"recorded on {made['device']}, {made['versions']}, {made['date']}"
 
 
+def gpu_decode_table() -> str:
+    """Returns the run of `benchmarks/gpu_decode.py`, a row for each size, or says that there is none yet."""
+    try:
+        runs = recorded("gpu_decode")
+    except FileNotFoundError:
+        return "No run on a GPU is recorded yet: python benchmarks/gpu_decode.py makes one."
+    lines = [f"{provenance(runs)} reads {max(runs['read_gb_per_s'].values()):,.0f} GB/s"]
+    for row in runs["results"]:
+        sizes = f"B={row['batch_size']:<3} G={row['n_kv_heads']:<3} S={row['kv_len']:<7}"
+        percent, best = row["percent_of_read"], row["best_peer"]
+        peer = f"{best} {percent[best]:.0f}%" if best else "no peer"
+        lines.append(f"{sizes} {row['median_us']['gqa_lab']:9.1f} us {percent['gqa_lab']:4.0f}%  {peer}")
+    return "\n".join(lines)
+
+
 def environment() -> dict:
     """Returns what a measurement on this machine has to say about itself: device, versions, commit and date."""
     import torch
