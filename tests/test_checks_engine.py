@@ -162,6 +162,34 @@ def test_an_error_is_told_in_one_line_with_the_students_own_line():
     assert "gqa_lab/checks" not in text
 
 
+def test_another_function_that_is_not_written_or_not_run_is_named():
+    def split_heads(x):
+        """An exercise that was left as it is."""
+        raise NotImplementedError
+
+    def builds_on_it(x):
+        return split_heads(x) + 1
+
+    assert message_of(builds_on_it).endswith(
+        "calls `split_heads`, which is not written yet. Do that first, then check again."
+    )
+    message_of(split_heads, "not attempted")
+
+    def builds_on_nothing(x):
+        return merge_heads(x)  # noqa: F821
+
+    assert "If `merge_heads` belongs to an earlier cell or exercise, run that one first." in message_of(
+        builds_on_nothing
+    )
+
+    def too_early(x):
+        x = y + x
+        y = 1
+        return y
+
+    assert "earlier cell" not in message_of(too_early)
+
+
 def test_an_error_whose_text_cannot_be_made_is_still_told():
     class Silent(Exception):
         def __str__(self):

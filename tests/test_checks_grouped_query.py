@@ -158,6 +158,12 @@ def test_the_same_mistake_written_differently_gets_the_same_diagnosis():
     assert check("05.expand", axis_before_g).message.startswith(CARDS)
 
 
+def refuses_without_a_number(k, n):
+    if n % k.shape[1]:
+        raise ValueError("these heads do not divide")
+    return k.repeat_interleave(n // k.shape[1], 1)
+
+
 def refuses_by_accident(k, n):
     return k.repeat_interleave(n // k.shape[1], 1).view(k.shape[0], n, *k.shape[2:])
 
@@ -168,6 +174,7 @@ def refuses_by_accident(k, n):
         (lambda k, n: k.repeat_interleave(-(-n // k.shape[1]), 1)[:, :n], "what should head 6 read?"),
         (lambda k, n: k.repeat_interleave(n // k.shape[1], 1), "what should head 6 read?"),
         (refuses_by_accident, "Say why with a ValueError"),
+        (refuses_without_a_number, "put both numbers into the text"),
     ],
 )  # fmt: skip
 def test_heads_that_do_not_divide_have_to_be_refused(function, part):

@@ -267,12 +267,12 @@ def test_the_cases_are_fair():
 
 # ---- by hand -------------------------------------------------------------------------------------
 
-NUMBERS = {"mha": 0.625, "mqa": 0.1572, "largest": "1/b", "gain": 4.0}
+NUMBERS = {"mha": 0.28125, "mqa": 0.04785, "largest": "1/b", "gain": 5.88}
 FACTORS = {"cache": 32, "k_proj": 32, "v_proj": 32, "q_proj": 1, "o_proj": 1, "score_multiply_adds": 1, "mlp": 1}
 
 
 def test_seed_0_is_what_the_notebook_prints():
-    assert case("04.ratio") == {"n": 512, "d": 1024, "h": 16, "b": 8}
+    assert case("04.ratio") == {"n": 256, "d": 1024, "h": 16, "b": 32}
     assert case("04.what_shrinks")["n_heads"] == 32
     assert check("04.ratio", NUMBERS) and check("04.what_shrinks", FACTORS)
 
@@ -280,22 +280,24 @@ def test_seed_0_is_what_the_notebook_prints():
 @pytest.mark.parametrize(
     "exercise_id, right, change, part",
     [
-        ("04.ratio", NUMBERS, {"mha": 0.5}, "1/b is missing"),
-        ("04.ratio", NUMBERS, {"mqa": 0.0322}, "1/b is missing"),
-        ("04.ratio", NUMBERS, {"mqa": 0.625}, "That is MHA's"),
+        ("04.ratio", NUMBERS, {"mha": 0.25}, "1/b is missing"),
+        ("04.ratio", NUMBERS, {"mqa": 0.0166}, "1/b is missing"),
+        ("04.ratio", NUMBERS, {"mqa": 0.0469}, "1/d is missing"),
+        ("04.ratio", NUMBERS, {"gain": 6.0}, "1/d is missing"),
+        ("04.ratio", NUMBERS, {"mqa": 0.28125}, "That is MHA's"),
         ("04.ratio", NUMBERS, {"largest": "n/d"}, "n/d is a term of MHA."),
-        ("04.ratio", NUMBERS, {"mqa": 0.0391}, "Only the cache term is divided by h."),
+        ("04.ratio", NUMBERS, {"mqa": 0.0176}, "Only the cache term is divided by h."),
         ("04.ratio", NUMBERS, {"gain": 16}, "Only one term shrinks 16 times"),
-        ("04.ratio", NUMBERS, {"mha": 8.5}, "You added b instead of 1/b"),
-        ("04.ratio", NUMBERS, {"mqa": 8.032}, "You added b instead of 1/b"),
-        ("04.ratio", NUMBERS, {"mha": 2.125}, "upside down"),
-        ("04.ratio", NUMBERS, {"gain": 0.2516}, "Upside down"),
-        ("04.ratio", NUMBERS, {"gain": 0.468}, "difference"),
+        ("04.ratio", NUMBERS, {"mha": 32.25}, "You added b instead of 1/b"),
+        ("04.ratio", NUMBERS, {"mqa": 32.0166}, "You added b instead of 1/b"),
+        ("04.ratio", NUMBERS, {"mha": 4.031}, "upside down"),
+        ("04.ratio", NUMBERS, {"gain": 0.1701}, "Upside down"),
+        ("04.ratio", NUMBERS, {"gain": 0.2334}, "difference"),
         ("04.ratio", NUMBERS, {"largest": "n/(dh)"}, "compare"),
         ("04.ratio", NUMBERS, {"largest": "1/d"}, "compare"),
         ("04.ratio", NUMBERS, {"largest": "the weights"}, "as text"),
-        ("04.ratio", NUMBERS, {"largest": 0.125}, "as text"),
-        ("04.ratio", NUMBERS, {"mha": "0.625"}, "without quotes"),
+        ("04.ratio", NUMBERS, {"largest": 0.03125}, "as text"),
+        ("04.ratio", NUMBERS, {"mha": "0.28125"}, "without quotes"),
         ("04.ratio", NUMBERS, {"mqa": 0.2}, "0.2 is not right"),
         ("04.what_shrinks", FACTORS, {"score_multiply_adds": 32}, "Count the pairs (query head, key)"),
         ("04.what_shrinks", FACTORS, {"q_proj": 32}, "How many query heads are there now?"),

@@ -24,7 +24,7 @@ SOLUTION = Path(__file__).parents[1] / "solutions" / "06_what_it_costs.ipynb"
 
 # ---- 06.unseen -----------------------------------------------------------------------------------
 
-NUMBERS = {"elements_per_token": 34_560, "bytes_per_token": 69_120, "chat_gb": 6.91, "chats": 8, "chats_as_mha": 2}
+NUMBERS = {"elements_per_token": 30_720, "bytes_per_token": 61_440, "chat_gb": 6.14, "chats": 8, "chats_as_mha": 2}
 
 
 def test_the_numbers_on_paper_are_what_the_library_computes():
@@ -34,35 +34,37 @@ def test_the_numbers_on_paper_are_what_the_library_computes():
     shape = costs.ModelShape(name="unseen", d_ff=1, vocab_size=1, max_seq_len=100_000, source="a test", **sizes)
     for_chat = costs.kv_cache_bytes(shape, batch_size=1, kv_len=numbers["tokens_per_chat"], bytes_per_element=2)
     assert math.isclose(UNSEEN.right(numbers)["chat_gb"], for_chat / 1e9)
-    assert check("06.unseen", NUMBERS) and check("06.unseen", NUMBERS | {"chat_gb": 6.9, "chats": 8})
+    assert check("06.unseen", NUMBERS) and check("06.unseen", NUMBERS | {"chat_gb": 6.1, "chats": 8})
 
 
 @pytest.mark.parametrize(
     "key, value, part",
     [
-        ("elements_per_token", 138_240, "n_heads for n_kv_heads"),
-        ("elements_per_token", 46_080, "head_dim as d_model / n_heads = 128"),
-        ("elements_per_token", 27_648, "group_size for n_kv_heads"),
-        ("elements_per_token", 17_280, "K only"),
+        ("elements_per_token", 122_880, "n_heads for n_kv_heads"),
+        ("elements_per_token", 40_960, "head_dim as d_model / n_heads = 128"),
+        ("elements_per_token", 24_576, "group_size for n_kv_heads"),
+        ("elements_per_token", 15_360, "K only"),
         ("elements_per_token", 960, "one layer"),
-        ("elements_per_token", 69_120, "These are bytes"),
-        ("elements_per_token", 34_561, "34561 is not right"),
-        ("bytes_per_token", 34_560, "one of these is missing"),
-        ("bytes_per_token", 276_480, "n_heads for n_kv_heads"),
-        ("bytes_per_token", 138_240, "4 bytes per element"),
-        ("bytes_per_token", 552_960, "bits are not bytes"),
-        ("chat_gb", 6.437, "in another unit"),
-        ("chat_gb", 7.08, "1,024 tokens"),
-        ("chat_gb", 6_912_000_000, "another unit"),
-        ("chats", 11, "Where are the weights? They are on the card as well, and 10% stay free."),
-        ("chats", 10, "And the weights?"),
-        ("chats", 9, "10% were to stay free"),
-        ("chats", 8.1, "whole chats"),
+        ("elements_per_token", 61_440, "These are bytes"),
+        ("elements_per_token", 30_721, "30721 is not right"),
+        ("bytes_per_token", 30_720, "one of these is missing"),
+        ("bytes_per_token", 245_760, "n_heads for n_kv_heads"),
+        ("bytes_per_token", 122_880, "4 bytes per element"),
+        ("bytes_per_token", 491_520, "bits are not bytes"),
+        ("chat_gb", 5.722, "in another unit"),
+        ("chat_gb", 6.29, "1,024 tokens"),
+        ("chat_gb", 6_144_000_000, "another unit"),
+        ("chats", 13, "Where are the weights? They are on the card as well, and 10% stay free."),
+        ("chats", 11, "And the weights?"),
+        ("chats", 10, "10% were to stay free"),
+        ("chats", 9, "10% of the card stay free, not of what the weights leave"),
+        ("chats", 8.79, "whole chats"),
         ("chats", 2, "one KV head for each query head"),
         ("chats", 7, "Take 10% of the card and the weights away"),
         ("chats", 6, "head_dim as d_model / n_heads = 128"),
         ("chats_as_mha", 8, "shared KV heads"),
         ("chats_as_mha", 32, "fewer chats fit"),
+        ("chats_as_mha", 0, "times larger twice"),
     ],
 )
 def test_wrong_numbers_of_an_unseen_model_are_named(key, value, part):

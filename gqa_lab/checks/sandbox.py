@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 
@@ -47,14 +48,27 @@ class Run:
     def is_stub(self, function: Callable) -> bool:
         """True if the function is as it was handed out: it raises NotImplementedError or does nothing."""
         if isinstance(self.error, NotImplementedError):
+            if self.unwritten():
+                return False
             line = student_line(self.error)
             return not self.error.args or bool(line and line[1].startswith("raise NotImplementedError"))
         size = len(getattr(getattr(function, "__code__", None), "co_code", b""))
         does_nothing = size == len((lambda: None).__code__.co_code)
         return self.error is None and (self.value is ... or (self.value is None and does_nothing))
 
+    def unwritten(self) -> str:
+        """Returns the name of another function that this one called and that is still a stub, or an empty text."""
+        frames = [frame for frame, _ in _students_frames(self.error)]
+        is_stub = isinstance(self.error, NotImplementedError) and len(frames) > 1
+        if not is_stub or not student_line(self.error)[1].startswith("raise NotImplementedError"):
+            return ""
+        first, last = frames[0].f_code, frames[-1].f_code
+        return "" if first is last else last.co_name
+
     def trouble(self) -> str:
         """Returns one sentence about the error, with the student's own line."""
+        if name := self.unwritten():
+            return f"Your function calls `{name}`, which is not written yet. Do that first, then check again."
         line = student_line(self.error)
         where = f" (line {line[0]}: `{_shorten(line[1], 90)}`)" if line else ""
         if isinstance(self.error, TimeUp):
@@ -62,7 +76,10 @@ class Run:
         if isinstance(self.error, SystemExit):
             return f"Your function ended Python{where}. Return the result instead."
         kind, text = type(self.error).__name__, _text_of(self.error)
-        return f"Your function raised {kind}{': ' + text if text else ''}{where}."
+        told = f"Your function raised {kind}{': ' + text if text else ''}{where}."
+        if kind == "NameError" and self.error.name:
+            told += f" If `{self.error.name}` belongs to an earlier cell or exercise, run that one first."
+        return told
 
 
 def run(function: Callable, args: list, keywords: dict, deadline: float) -> Run:
@@ -103,12 +120,18 @@ def plain_torch() -> Iterator[None]:
 
 def student_line(error: BaseException) -> tuple[int, str] | None:
     """Returns number and text of the last line of the student's own code that led to the error."""
-    found = None
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if _is_students(frame.f_code.co_filename):
-            text = linecache.getline(frame.f_code.co_filename, number, frame.f_globals).strip()
-            found = number, text or "(source not at hand)"
-    return found
+    *_, last = [None, *_students_frames(error)]
+    if last is None:
+        return None
+    frame, number = last
+    text = linecache.getline(frame.f_code.co_filename, number, frame.f_globals).strip()
+    return number, text or "(source not at hand)"
+
+
+def _students_frames(error: BaseException | None) -> list[tuple[FrameType, int]]:
+    """Returns the frames of the student's own code that led to the error, each with its line, the outermost first."""
+    steps = traceback.walk_tb(error.__traceback__ if error else None)
+    return [(frame, number) for frame, number in steps if _is_students(frame.f_code.co_filename)]
 
 
 def shown(printed: str, n_lines: int = 5) -> str:

@@ -9,11 +9,11 @@ from gqa_lab.checks.answers import Hand, Mistake, tells_apart
 
 def _draw(seed: int) -> dict:
     if seed == 0:
-        return _numbers(12, 3, 40, [1, 2, 4, 5, 8])
+        return _numbers(12, 3, 39, [1, 2, 4, 5, 8])
     rng = np.random.default_rng((92, seed))
     for _ in count():
         n_kv_heads, full = int(rng.integers(2, 8)), int(rng.integers(3, 8))  # `full` splits make one full wave
-        n_blocks = int(rng.integers(4, 25)) * full
+        n_blocks = 2 * int(rng.integers(2, 13)) * full - int(rng.integers(1, full))  # not divided evenly
         between = int(rng.integers(2, full)) if full > 2 else 2
         numbers = _numbers(n_kv_heads * full, n_kv_heads, n_blocks, [1, between, full, full + 1, 2 * full])
         if _is_fair(numbers) and tells_apart(numbers, _right, _wrong):
@@ -57,6 +57,10 @@ def _wrong(numbers: dict) -> list[Mistake]:
         ([_waves(numbers, n) for n in splits], "These are waves. Each wave takes as long as its programs have blocks."),
         ([blocks * heads / slots] * len(splits),
          "You shared the work evenly. A slot without a program helps nobody, and part of a wave takes a whole one."),
+        ([_waves(numbers, n) * blocks / n for n in splits],
+         f"The longest program of {full} splits reads {-(-blocks // full)} whole blocks, not {blocks / full:.3g}."),
+        ([_waves(numbers, n) * (blocks // n) for n in splits],
+         "Blocks are left over. Some program reads one more, and the wave waits for it: round up."),
         ([_waves(numbers, n) * blocks for n in splits], "A program reads its split, not all the blocks."),
         ([heads * n * -(-blocks // n) for n in splits], "One after the other: slots work at the same time."),
     ]  # fmt: skip

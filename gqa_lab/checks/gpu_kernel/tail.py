@@ -61,7 +61,7 @@ def _run(length: int, n_keys: int, n_splits: int, *, masked: bool) -> np.ndarray
 
 def _sizes(value: object) -> tuple | str:
     if type(value) is not list or [type(x) for x in value] != [int, int, int]:
-        return "give three whole numbers (kv_len, n_keys, n_splits)."
+        return "give three whole numbers (length, n_keys, n_splits)."
     length, n_keys, n_splits = value
     if min(value) < 1 or max(value) > _LARGEST:
         return f"each number lies from 1 to {_LARGEST}."

@@ -1,10 +1,13 @@
 """05.expand: copy the KV heads."""
 
+import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 
+from gqa_lab.checks import sandbox
 from gqa_lab.checks.answers import Mistake
 from gqa_lab.checks.cases import SIZES, Case, normal
 from gqa_lab.checks.functions import Build
@@ -34,6 +37,13 @@ def _found_map(case: Case, got: np.ndarray, index: tuple) -> str:
         equal = [j for j in range(k.shape[1]) if np.allclose(got[:, i], k[:, j])]
         found.append(str(equal[0]) if equal else "?")
     return f"Your heads hold the KV heads [{', '.join(found)}]."
+
+
+def _says_which(function: Callable) -> str | None:
+    run = sandbox.run(function, [torch.zeros(1, 2, 3, 4), 7], {}, time.monotonic() + sandbox.DEADLINE_S)
+    if all(number in str(run.error) for number in "72"):
+        return None
+    return "You refuse 7 heads over 2 KV heads. Say so: put both numbers into the text of your ValueError."
 
 
 EXPAND = Build(
@@ -104,6 +114,7 @@ EXPAND = Build(
             "You made H copies of each. Each KV head needs R copies.",
         ),
     ),
+    beyond=_says_which,
     tested="Tested with (H, G) = (6, 3), (8, 2), (8, 8), (8, 1), (9, 3), twice, and with heads that don't divide.",
     notice="Notice: at G = H nothing is copied, and at G = 1 any order of copies is right. Only a true "
     "group tests you.",

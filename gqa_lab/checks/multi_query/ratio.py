@@ -10,6 +10,7 @@ TERMS = ("1/d", "n/(dh)", "1/b")
 
 _NO_WEIGHTS = "1/b is missing: the weights are read too, once per step for all b sequences."
 _NOT_ONLY_THE_CACHE = "Only the cache term is divided by h."
+_NO_ACTIVATIONS = "1/d is missing: beside a cache so narrow the rows of the new tokens count as well."
 _UPSIDE_DOWN = "n/d is upside down: a longer context means more to read."
 _TIMES_B = "You added b instead of 1/b. Does a larger batch make the weights cost each sequence more, or less?"
 _WIDTH_OF_A_HEAD = "You divided n by h alone. Each of its n tokens is weighed against d, the width of the layer."
@@ -17,14 +18,14 @@ _WIDTH_OF_A_HEAD = "You divided n by h alone. Each of its n tokens is weighed ag
 
 def _draw(seed: int) -> dict:
     if seed == 0:
-        return _numbers(512, 1024, 16, 8)
+        return _numbers(256, 1024, 16, 32)
     rng = np.random.default_rng((41, seed))
     for _ in count():
         d = int(rng.choice([512, 768, 1024, 1536, 2048, 3072, 4096]))
         n, h, b = (
-            64 * int(rng.integers(2, d // 64 + 1)),
+            32 * int(rng.integers(2, d // 32 + 1)),
             int(rng.choice([4, 6, 8, 12, 16, 24, 32])),
-            int(2 ** rng.integers(7)),
+            4 * int(rng.integers(1, 17)),
         )
         numbers = _numbers(n, d, h, b)
         if d % h == 0 and _one_rules(numbers) and tells_apart(numbers, _right, _wrong):
@@ -68,6 +69,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("mha", right["mqa"], "That is MQA's: in MHA nothing is divided by h."),
         Mistake("mqa", right["mha"], "That is MHA's: with one KV head the cache is h times narrower."),
         Mistake("mqa", cache, _NO_WEIGHTS),
+        Mistake("mqa", right["mqa"] - 1 / d, _NO_ACTIVATIONS),
         Mistake("mqa", right["mha"] / h, _NOT_ONLY_THE_CACHE),
         Mistake("mqa", cache + b, _TIMES_B),
         Mistake("mqa", 1 / d + d / (n * h) + 1 / b, _UPSIDE_DOWN),
@@ -78,6 +80,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("gain", h, f"Only one term shrinks {h} times. Divide one ratio by the other."),
         Mistake("gain", right["mqa"] / right["mha"], "Upside down: how many times smaller is MQA's ratio?"),
         Mistake("gain", n / d / cache, _NO_WEIGHTS),
+        Mistake("gain", right["mha"] / (right["mqa"] - 1 / d), _NO_ACTIVATIONS),
         Mistake("gain", right["mha"] - right["mqa"], "That is the difference. How many times smaller is MQA's ratio?"),
     ]
 

@@ -113,6 +113,8 @@ def _hiding(key: str, value: object) -> str | None:
         return (
             f"{where}: True, but too small to fool anybody: {name} has no window. Try again with a model that has one."
         )
+    if key == "d" and kv_len == 1:
+        return f"{where}: True, but too small to fool anybody: one token says nothing about a window. Take some more."
     return None
 
 
@@ -176,6 +178,11 @@ CALCULATORS = Expose(
             "nothing to hide behind",
             _but("d", "hides", "llama-2-7b"),
             "`d` hides: True, but too small to fool anybody: llama-2-7b has no window.",
+        ),
+        Mistake(
+            "one token",
+            _but("d", "hides", "mistral-7b-v0.1", 1),
+            "`d` hides: True, but too small to fool anybody: one token says nothing about a window.",
         ),
     ),
 )

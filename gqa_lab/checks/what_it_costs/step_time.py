@@ -32,6 +32,9 @@ _SECONDS = "That is the time of a step. Tokens per second: more is better."
 _MULTIPLIED = "Divide by the time; a longer step makes fewer tokens per second."
 _READ_NOT_MADE = "You counted the tokens that are read. A step makes one for each sequence."
 _STEP_OF_ONE = "You took the step of one sequence. With a batch the step is longer."
+_ONE_ALONE = (
+    "That is what one sequence makes alone; or you read the weights once for each sequence. One read serves the batch."
+)
 _ONE_OF_THE_BATCH = "That is 1 / step. A step makes batch_size tokens."
 
 
@@ -98,7 +101,7 @@ _TOKENS_MISTAKES = tuple(
         ("one sequence read", lambda w, k, b, s, bw: s / step_s(w, k, b, s, bw), _READ_NOT_MADE),
         ("milliseconds", lambda *a: tokens(*a) / 1000, "You counted milliseconds. How many in a second?"),
         ("step of one", lambda w, k, b, s, bw: b / step_s(w, k, 1, s, bw), _STEP_OF_ONE),
-        ("weights times batch", lambda w, k, b, s, bw: bw / (w + s * k), _WEIGHTS_TIMES_BATCH),
+        ("weights times batch", lambda w, k, b, s, bw: bw / (w + s * k), _ONE_ALONE),
     )
 )
 

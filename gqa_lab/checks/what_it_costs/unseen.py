@@ -16,13 +16,15 @@ _HEAD_DIMS = ((112, 64), (144, 80), (112, 80), (144, 96), (80, 64), (112, 96))  
 _HALF = (
     "Half of it. Keys and values are both kept, and each element takes 2 bytes in bfloat16: one of these is missing."
 )
+_AS_MHA = "You took n_heads for n_kv_heads: that is MHA."
+_MORE_TWICE = "You made the chat n_heads / n_kv_heads times larger twice."
 _PLAIN_BYTES = "These are bytes; the answer has another unit."
 _ONE_TOKEN = "That is one token."
 
 
 def _draw(seed: int) -> dict:
     if seed == 0:
-        return _numbers(36, 2560, 20, 5, 96, 16, 100_000)
+        return _numbers(32, 2560, 20, 5, 96, 18, 100_000)
     rng = np.random.default_rng((61, seed))
     for _ in count():
         h, g = _GROUPS[rng.integers(len(_GROUPS))]
@@ -31,7 +33,12 @@ def _draw(seed: int) -> dict:
         room_in_tokens = (72 - weights_gb) * 1e9 / (4 * n_layers * g * d)
         tokens = 100 * int(room_in_tokens / (rng.integers(14, 31) + 0.5) / 100)
         numbers = _numbers(n_layers, h * derived, h, g, d, weights_gb, tokens)
-        if _fits_clearly(numbers) and tells_apart(numbers, _right, _wrong) and not _looks_like_bits(numbers):
+        if (
+            _fits_clearly(numbers)
+            and _each_room_holds_another_number(numbers)
+            and tells_apart(numbers, _right, _wrong)
+            and not _looks_like_bits(numbers)
+        ):
             return numbers
 
 
@@ -47,6 +54,12 @@ def _fits_clearly(numbers: dict) -> bool:
     as_mha_gb = right["chat_gb"] * numbers["n_heads"] / numbers["n_kv_heads"]
     chats = [[_chats(numbers, gb * slip) for slip in (0.99, 1, 1.01)] for gb in (right["chat_gb"], as_mha_gb)]
     return min(chats[1]) >= 2 and all(len(set(rounded)) == 1 for rounded in chats)
+
+
+def _each_room_holds_another_number(numbers: dict) -> bool:
+    """True if chats counted in a wrong room are another number than the right one."""
+    chat_gb, right = _right(numbers)["chat_gb"], _right(numbers)["chats"]
+    return all(room // chat_gb != right for room, _ in _wrong_rooms(numbers))
 
 
 def _looks_like_bits(numbers: dict) -> bool:
@@ -80,7 +93,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
     right, tokens = _right(numbers), numbers["tokens_per_chat"]
     elements = right["elements_per_token"]
     in_elements = (
-        (elements // g * h, "You took n_heads for n_kv_heads: that is MHA."),
+        (elements // g * h, _AS_MHA),
         (elements // d * (c // h), f"You took head_dim as d_model / n_heads = {c // h}. It is stated: {d}."),
         (elements // g * (h // g), "You took group_size for n_kv_heads."),
         (elements // n_layers, "That is one layer. Every layer has a cache of its own."),
@@ -108,21 +121,30 @@ def _wrong(numbers: dict) -> list[Mistake]:
     return [m for m in wrong if m.name not in _OTHER or m.wrong != right[m.name]]
 
 
+def _wrong_rooms(numbers: dict) -> list[tuple[float, str]]:
+    card, weights, used = numbers["card_gb"], numbers["weights_gb"], 1 - numbers["kept_free"]
+    return [
+        (card * used, "And the weights? They are on the card as well."),
+        (card, "Where are the weights? They are on the card as well, and 10% stay free."),
+        (card - weights, "The 10% were to stay free."),
+        ((card - weights) * used, "10% of the card stay free, not of what the weights leave."),
+    ]
+
+
 def _wrong_chats(numbers: dict, right: dict, wrong_gb: list[tuple[float, str]]) -> list[Mistake]:
     """Wrong numbers of chats, those that follow from a chat of wrong size too; of two reasons the first is told."""
-    card, weights, free = (numbers[x] for x in ("card_gb", "weights_gb", "kept_free"))
+    left = numbers["card_gb"] * (1 - numbers["kept_free"]) - numbers["weights_gb"]
     more = numbers["n_heads"] / numbers["n_kv_heads"]
     told: dict[tuple, Mistake] = {}
     for key, chat in (("chats", right["chat_gb"]), ("chats_as_mha", right["chat_gb"] * more)):
-        left = card * (1 - free) - weights
         for value, text in (
-            (card * (1 - free) // chat, "And the weights? They are on the card as well."),
-            (card // chat, "Where are the weights? They are on the card as well, and 10% stay free."),
-            ((card - weights) // chat, "The 10% were to stay free."),
-            ((card - weights) * (1 - free) // chat, "10% of the card stay free, not of what the weights leave."),
+            *((room // chat, text) for room, text in _wrong_rooms(numbers)),
             (right[_OTHER[key]], _AS_OTHER[key]),
             (right["chats"] * more, "MHA's cache is larger, so fewer chats fit."),
-            *((left * right["chat_gb"] / chat // gb, text) for gb, text in wrong_gb),
+            *(
+                (left * right["chat_gb"] / chat // gb, _MORE_TWICE if text == _AS_MHA and key != "chats" else text)
+                for gb, text in wrong_gb
+            ),
         ):
             told.setdefault((key, int(value)), Mistake(key, int(value), text))
         told[key, "left"] = Mistake(key, left / chat, "Only whole chats count.")
