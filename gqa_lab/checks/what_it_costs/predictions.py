@@ -61,7 +61,7 @@ PREDICTIONS = (
         {
             "a": (
                 "75%",
-                "Tempting: K and V are a fourth. But nearly all FLOPs of a prompt are in other matrices; the next cell "
+                "Tempting: K and V are a fourth. But nearly all FLOPs of a prompt are elsewhere; the next cell "
                 "counts them.",
             ),
             "b": (
