@@ -15,10 +15,10 @@ Tensors are `[batch, heads, seq, head_dim]` everywhere, the cache included. Quer
 `i // R`. Multi-head attention is G = H and multi-query attention is G = 1: the two ends of one number, and
 nowhere a code path of their own.
 
-The modules, ground floor first: `config`, `reference`, `costs`, `cache`, `footprint`, `recorded`, `smollm2`;
-`contract`, `gguf_file`, `hf_config`, `plots`, `traffic`; `attention`, `hf_folder`, `triton_decode`; `model`,
-`tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `listen`, `steps`; `checks`. A module imports only from
-lower floors. Importing `gqa_lab` itself imports none of them.
+The modules, ground floor first: `bandwidth`, `config`, `reference`, `costs`, `cache`, `footprint`, `recorded`,
+`smollm2`; `contract`, `gguf_file`, `hf_config`, `plots`, `traffic`; `attention`, `hf_folder`, `triton_decode`;
+`model`, `tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `listen`, `steps`; `checks`. A module imports
+only from lower floors. Importing `gqa_lab` itself imports none of them.
 """
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "gqa_lab"
 FLOORS = [
-    {"config", "reference", "costs", "cache", "footprint", "recorded", "smollm2"},
+    {"bandwidth", "config", "reference", "costs", "cache", "footprint", "recorded", "smollm2"},
     {"contract", "gguf_file", "hf_config", "plots", "traffic"},
     {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
