@@ -12,7 +12,7 @@ FLOORS = [
     {"attention", "hf_folder", "triton_decode"},
     {"model", "tokenizer", "widgets"},
     {"checkpoint", "generate", "convert"},
-    {"listen", "steps"},
+    {"listen", "profiler", "steps"},
     {"checks"},
 ]
 SAME_FLOOR = {("costs", "config")}
