@@ -89,11 +89,8 @@ class OurDecoder:
         """Returns the bytes of each sequence in all layers."""
         n_slots, allocated = cache[0].n_slots, sum(self.allocated(cache)) // cache[0].k.shape[0]
         kept = [min(n, n_slots) for n in cache[0].host_lengths]
-        return [
-            SequenceBytes(n_tokens=n, n_slots=n_slots, used_bytes=used, wasted_bytes=allocated - used)
-            for n in kept
-            for used in [allocated // n_slots * n]
-        ]
+        per_token = allocated // n_slots
+        return [SequenceBytes(n, n_slots, n * per_token, allocated - n * per_token) for n in kept]
 
     def predicted(self, cache: list[KVCache]) -> list[int]:
         """Returns the bytes that each layer should hold, by `costs`."""
@@ -166,11 +163,9 @@ class TheirDecoder:
 
     def sequences(self, cache: Any) -> list[SequenceBytes]:
         """Returns the bytes of each sequence in all layers: a cache that grows has no empty slots."""
-        tensors, n_tokens = self.tensors(cache), cache.get_seq_length()
-        batch_size, n_slots = tensors[0][0].shape[0], max(k.shape[2] for k, _ in tensors)
+        (batch_size, _, n_tokens, _), n_slots = self.tensors(cache)[0][0].shape, cache.get_seq_length()
         used, held = sum(self.used(cache)) // batch_size, sum(self.allocated(cache)) // batch_size
-        row = SequenceBytes(n_tokens=n_tokens, n_slots=n_slots, used_bytes=used, wasted_bytes=held - used)
-        return [row] * batch_size
+        return [SequenceBytes(n_tokens, n_slots, used, held - used)] * batch_size
 
     def predicted(self, cache: Any) -> list[int] | None:
         """Returns the bytes that each layer should hold, by `costs`; None for a model that it does not know."""
@@ -198,32 +193,20 @@ class TheirDecoder:
 
 def shape_of(config: dict[str, Any]) -> ModelShape | None:
     """Returns the sizes in a config of transformers; None where `costs` does not know the family."""
-    if config.get("model_type") == "falcon":
-        return _falcon_shape(config)
+    if config.get("model_type") == "falcon":  # it names its KV heads in three ways
+        kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+        n_heads, grouped = config["num_attention_heads"], config.get("new_decoder_architecture")
+        config = {key: config[key] for key in kept} | {
+            "_name_or_path": "Falcon",
+            "model_type": "phi",  # as plain an MLP, and head_dim = hidden_size / num_attention_heads
+            "num_key_value_heads": config["num_kv_heads"] if grouped else 1 if config.get("multi_query") else n_heads,
+            "intermediate_size": config.get("ffn_hidden_size") or 4 * config["hidden_size"],
+            "tie_word_embeddings": config.get("tie_word_embeddings", True),
+        }
     try:
         return shape_from_config(config)
     except ValueError:
         return None
-
-
-def _falcon_shape(config: dict[str, Any]) -> ModelShape:
-    """Falcon names its KV heads in three ways, and transformers caches them once per query head."""
-    n_heads, d_model = config["num_attention_heads"], config["hidden_size"]
-    grouped = config["num_kv_heads"] if config.get("new_decoder_architecture") else None
-    return ModelShape(
-        name="falcon",
-        n_layers=config["num_hidden_layers"],
-        d_model=d_model,
-        n_heads=n_heads,
-        n_kv_heads=grouped or (1 if config.get("multi_query") else n_heads),
-        head_dim=d_model // n_heads,
-        d_ff=config.get("ffn_hidden_size") or 4 * d_model,
-        vocab_size=config["vocab_size"],
-        max_seq_len=config.get("max_position_embeddings") or 2048,
-        mlp_matrices=2,
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
-        source="its config",
-    )
 
 
 def _name(function: Callable) -> str:

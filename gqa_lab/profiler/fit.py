@@ -11,20 +11,12 @@ LIMIT = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The line t = t0_s + bytes / bytes_per_s.
+    """The line t = t0_s + bytes / bytes_per_s."""
 
-    Args:
-        t0_s: seconds of a step that read nothing: all that does not grow with the bytes. Below zero where the bytes
-            that grew are read more slowly than those that did not.
-        bytes_per_s: how fast further bytes are read.
-        residual_s: root of the mean squared distance of the fitted points from the line.
-        flagged: positions of the points that were not fitted, because they lie above the ceiling.
-    """
-
-    t0_s: float
-    bytes_per_s: float
-    residual_s: float
-    flagged: tuple[int, ...] = ()
+    t0_s: float  # all that does not grow; below zero where the bytes that grew are read more slowly than the others
+    bytes_per_s: float  # how fast further bytes are read
+    residual_s: float  # root of the mean squared distance of the fitted points from the line
+    flagged: list[int]  # positions of points above the ceiling, which were not fitted
 
     def seconds(self, n_bytes: int | float) -> float:
         """Returns what the line says a step takes that reads so many bytes."""
@@ -58,11 +50,12 @@ def fit_line(
     if not all(math.isfinite(x) and x > 0 for x in [*n_bytes, *seconds]):
         raise ValueError("n_bytes and seconds must be finite numbers greater than 0")
     limit = math.inf if ceiling_bytes_per_s is None else LIMIT * ceiling_bytes_per_s
-    flagged = tuple(i for i, (x, t) in enumerate(zip(n_bytes, seconds, strict=True)) if x > limit * t)
-    points = [(x, t) for i, (x, t) in enumerate(zip(n_bytes, seconds, strict=True)) if i not in flagged]
+    points = list(zip(n_bytes, seconds, strict=True))
+    flagged = [i for i, (x, t) in enumerate(points) if x > limit * t]
+    points = [point for i, point in enumerate(points) if i not in flagged]
     if len({x for x, _ in points}) < 2:
         raise ValueError(
-            f"a line needs two different numbers of bytes, got {len(points)} of {len(n_bytes)} points below the "
+            f"a line needs two different numbers of bytes, and {len(points)} of {len(n_bytes)} points lie below the "
             "ceiling; measure more contexts, or longer ones"
         )
     slope, t0_s = statistics.linear_regression(*zip(*points, strict=True))

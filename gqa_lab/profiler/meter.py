@@ -1,4 +1,4 @@
-"""`CacheMeter`: a `TrafficMeter` that also knows whose bytes it sees: which layer's keys and values, and their copies."""
+"""`CacheMeter`: a `TrafficMeter` that knows keys and values when it sees them: of which layer, and copied or not."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,6 @@
 """`DecodeProfile`: what a profile says, in fields; as a table, as JSON, as a trace, as a figure."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -13,24 +12,17 @@ from gqa_lab.profiler.report import chrome_trace, flags_of, profile_table
 SCHEMA = "gqa_lab.profile/1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LayerBytes:
-    """Bytes of one layer's cache.
+    """Bytes of one layer's cache; None is what `costs` does not know, or what the meter cannot see."""
 
-    Args:
-        predicted_bytes: what `costs` says its buffers take; None for a model that it does not know.
-        allocated_bytes: what they take.
-        used_bytes: what of them holds tokens.
-        read_bytes: what one step reads of them, copies included; None where the meter cannot see the step.
-    """
-
-    predicted_bytes: int | None
-    allocated_bytes: int
-    used_bytes: int
-    read_bytes: int | None
+    predicted_bytes: int | None  # what its buffers should take
+    allocated_bytes: int  # what they take
+    used_bytes: int  # what of it holds tokens
+    read_bytes: int | None  # what one step reads of keys and values, and of copies of them
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SequenceBytes:
     """Bytes of one sequence in all layers: `n_tokens` of `n_slots` are in use."""
 
@@ -39,53 +31,39 @@ class SequenceBytes:
     used_bytes: int
     wasted_bytes: int
 
-    @property
-    def occupancy(self) -> float:
-        """Part of its bytes that holds tokens."""
-        return self.used_bytes / (self.used_bytes + self.wasted_bytes)
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ceilings:
-    """What this machine was measured to do at most: bytes read and FLOPs of a matrix product, each per second."""
+    """What this machine was measured to do at most, in a second: bytes read, FLOPs of a matrix product."""
 
     read_bytes_per_s: float
     flops_per_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SweepPoint:
-    """One context of the sweep: the bytes that `costs` says a step reads there, and the median of its seconds."""
+    """One context: the bytes that `costs` says a step reads there, and the median of its seconds."""
 
     kv_len: int
     read_bytes: int
     seconds: float
-    flagged: bool = False
+    flagged: bool = False  # above the ceiling, and not in the line
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Fits:
-    """What fits into this memory beside the weights.
-
-    Args:
-        memory_bytes: of the device; `reserve` of it is left to everything else.
-        held_bytes: the weights.
-        batch_size: sequences of the longest profiled length.
-        kv_len: tokens of each sequence of the profiled batch, at most the model's own.
-        tried: it was allocated and freed again (CUDA), not computed.
-    """
+    """What fits into `memory_bytes` beside the weights: computed with a `reserve`, or (CUDA) allocated and freed."""
 
     memory_bytes: int
     reserve: float
-    held_bytes: int
-    batch_size: int
-    kv_len: int
+    batch_size: int  # sequences of the longest profiled length
+    kv_len: int  # tokens of each sequence of the profiled batch, at most what the model was made for
     tried: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WhatIf:
-    """What the fitted line says of another cache: only the bytes of the cache change."""
+    """What the fitted line says of another cache."""
 
     what: str
     cache_bytes: int
@@ -94,80 +72,54 @@ class WhatIf:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeProfile:
-    """What `profile_decode` returns. None is what was not measured or is not known.
+    """What `profile_decode` returns. None is what was not measured or is not known; `_s` are seconds."""
 
-    Args:
-        environment: device, versions, commit and date of the measurement.
-        model: what was profiled, `how` by which attention and step.
-        dtype: of the weights and of the cache.
-        sizes: n_layers, n_heads, n_kv_heads, head_dim, d_model, vocab_size, max_seq_len, sliding_window, kind.
-        kv_lens: tokens of each sequence when the bytes are counted, and the length of its prompt.
-        max_seq_len: tokens of each sequence that its buffers have room for.
-        new_tokens, warm_up_tokens: decode steps that were timed, and steps before them that were not.
-        layers, sequences, copies: the cache in bytes after `kv_lens` tokens.
-        weights_predicted_bytes, weights_held_bytes: all weights, by `costs` and in memory.
-        weights_read_bytes, cache_read_bytes: what a step reads by `costs`; of the cache, the mean of the timed steps.
-        step_read_bytes, step_written_bytes: what the meter counted in one step, everything included.
-        first_token_s: seconds of each reading of the prompts; empty where none was asked for.
-        token_s: seconds of each decode step, until its token is known on the host.
-        device_token_s: what of that the GPU was at work, by its own events; None on a CPU.
-        clock_s: seconds of the two readings of the clock.
-        split_token_s: seconds of each step of the split pass, which is slower.
-        split_s: seconds per token by region of that pass, its own sum `split_total_s`; on CUDA time of the host only.
-        split_by_layer_s: the same by layer.
-        region_read_bytes: what the meter counted, by region.
-        ceilings: measured.
-        floor_s: the seconds below which a step cannot come at those ceilings.
-        prefill_flops: matmul FLOPs of the prompts, by `costs`.
-        crossover_tokens: tokens per sequence beyond which a step reads more cache than weights.
-        sweep, fit: other contexts, and the line through them.
-        fits, what_if: computed from all that.
-        notes: what to know before believing the numbers.
-        events: regions of the split pass, for the trace; not kept in JSON.
-    """
-
-    environment: dict[str, str]
+    environment: dict[str, str]  # device, versions, commit and date
     model: str
-    how: str
+    how: str  # attention and step
     device: str
     dtype: str
-    sizes: dict[str, Any]
-    kv_lens: list[int]
-    max_seq_len: int
-    new_tokens: int
-    warm_up_tokens: int
+    sizes: dict[str, Any]  # of the model: n_layers, n_heads, n_kv_heads, head_dim, kind ...
+    kv_lens: list[int]  # tokens of each prompt, and of each sequence when its bytes are counted
+    warm_up_tokens: int  # steps before the timed ones
+    # bytes: one step under the meter, never timed
     layers: list[LayerBytes]
     sequences: list[SequenceBytes]
-    copies: list[Copy]
-    weights_predicted_bytes: int | None
-    weights_held_bytes: int
-    weights_read_bytes: int | None
-    cache_read_bytes: float | None
-    step_read_bytes: int | None
+    copies: list[Copy]  # of keys and values, in one step
+    step_read_bytes: int | None  # of everything
     step_written_bytes: int | None
-    first_token_s: list[float]
-    token_s: list[float]
-    device_token_s: list[float] | None
-    clock_s: float
-    split_token_s: list[float]
-    split_s: dict[str, float]
-    split_by_layer_s: list[dict[str, float]]
     region_read_bytes: dict[str, int]
+    weights_held_bytes: int
+    # totals: two readings of the clock per token
+    first_token_s: list[float]  # of each reading of the prompts
+    token_s: list[float]  # of each decode step, until its token is known on the host
+    device_token_s: list[float] | None  # what of that a GPU was at work, by its own events
+    clock_s: float  # of two readings of the clock
+    # split: the clock around every region; on CUDA time of the host only
+    split_s: dict[str, float]  # per token by region; with "unattributed" they add up to `split_total_s`
+    split_by_layer_s: list[dict[str, float]]
+    split_used_bytes: list[int]  # of the cache, after each of its steps
+    # ceilings: measured
     ceilings: Ceilings
-    floor_s: float | None
+    # predicted by `costs`
+    weights_predicted_bytes: int | None  # held
+    weights_read_bytes: int | None  # by a step
+    cache_read_bytes: float | None  # by a step, mean of the timed ones
+    step_flops: int | None
     prefill_flops: int | None
-    crossover_tokens: int | None
+    crossover_tokens: int | None  # per sequence, beyond which a step reads more cache than weights
+    # other contexts
     sweep: list[SweepPoint]
     fit: Fit | None
-    fits: Fits | None
     what_if: list[WhatIf]
-    notes: list[str]
-    events: list[Event] = field(default_factory=list, repr=False, compare=False)
+    fits: Fits | None
+    notes: list[str]  # what to know before believing the numbers
+    events: list[Event] = field(default_factory=list, repr=False, compare=False)  # for the trace; not in the JSON
 
     @property
     def predicted_bytes(self) -> int | None:
         """Of the whole cache."""
-        return None if self.layers[0].predicted_bytes is None else sum(row.predicted_bytes for row in self.layers)
+        return _total(row.predicted_bytes for row in self.layers)
 
     @property
     def allocated_bytes(self) -> int:
@@ -182,7 +134,7 @@ class DecodeProfile:
     @property
     def read_bytes(self) -> int | None:
         """Of the whole cache, in one step."""
-        return None if self.layers[0].read_bytes is None else sum(row.read_bytes for row in self.layers)
+        return _total(row.read_bytes for row in self.layers)
 
     @property
     def occupancy(self) -> float:
@@ -200,9 +152,24 @@ class DecodeProfile:
         return len(self.kv_lens) / self.step_s
 
     @property
+    def floor_s(self) -> float | None:
+        """The seconds below which a step cannot come: its predicted bytes and FLOPs at the measured ceilings."""
+        if self.weights_read_bytes is None or self.step_flops is None:
+            return None
+        reading_s = (self.weights_read_bytes + self.cache_read_bytes) / self.ceilings.read_bytes_per_s
+        return max(reading_s, self.step_flops / self.ceilings.flops_per_s)
+
+    @property
     def roofline_share(self) -> float | None:
         """The floor divided by what a step took: 1 is as fast as the measured ceilings allow."""
         return None if self.floor_s is None else self.floor_s / self.step_s
+
+    @property
+    def prefill_share(self) -> float | None:
+        """FLOPs per second of the prompts, as a part of the measured matrix product's."""
+        if self.prefill_flops is None or not self.first_token_s:
+            return None
+        return self.prefill_flops / percentile(self.first_token_s, 50) / self.ceilings.flops_per_s
 
     @property
     def split_total_s(self) -> float | None:
@@ -211,7 +178,7 @@ class DecodeProfile:
 
     @property
     def slowdown(self) -> float | None:
-        """How many times slower the split pass was than the totals."""
+        """How many times as long as in the totals a token took in the split pass."""
         return self.split_total_s / self.step_s if self.split_s else None
 
     @property
@@ -224,7 +191,7 @@ class DecodeProfile:
         return profile_table(self)
 
     def record(self) -> dict[str, Any]:
-        """Returns it as plain numbers, lists and dictionaries, with `schema` and `environment`."""
+        """Returns it as plain numbers, lists and dictionaries, with its schema and environment."""
         said = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "events"}
         return {"schema": SCHEMA, **json.loads(json.dumps(said, default=asdict)), "flags": self.flags}
 
@@ -234,46 +201,37 @@ class DecodeProfile:
 
     @classmethod
     def from_json(cls, text: str) -> "DecodeProfile":
-        """Returns the profile of a JSON text, without the events of its trace.
+        """Returns the profile that a JSON text keeps, without the events of its trace.
 
         Raises:
             ValueError: for a text of another schema.
         """
         said = json.loads(text)
-        if said.pop("schema", None) != SCHEMA:
-            raise ValueError(f"this is no profile of the schema {SCHEMA}; write it with DecodeProfile.to_json()")
-        said = {f.name: said[f.name] for f in fields(cls) if f.name in said}
-        made = {
-            "ceilings": Ceilings(**said["ceilings"]),
-            "fit": said["fit"] and Fit(**said["fit"] | {"flagged": tuple(said["fit"]["flagged"])}),
-            "fits": said["fits"] and Fits(**said["fits"]),
-        }
-        rows = dict(layers=LayerBytes, sequences=SequenceBytes, copies=Copy, sweep=SweepPoint, what_if=WhatIf)
-        made |= {name: [kind(**row) for row in said[name]] for name, kind in rows.items()}
-        return cls(**said | made)
+        if not isinstance(said, dict) or said.get("schema") != SCHEMA:
+            raise ValueError(f"this is no profile of the schema {SCHEMA}; write one with DecodeProfile.to_json()")
+        said = {f.name: said[f.name] for f in fields(cls) if f.name != "events"}
+        for name, kind in dict(ceilings=Ceilings, fit=Fit, fits=Fits).items():
+            said[name] = said[name] and kind(**said[name])
+        kinds = dict(layers=LayerBytes, sequences=SequenceBytes, copies=Copy, sweep=SweepPoint, what_if=WhatIf)
+        for name, kind in kinds.items():
+            said[name] = [kind(**row) for row in said[name]]
+        return cls(**said)
 
     def to_chrome_trace(self) -> str:
-        """Returns the split pass as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing, JSON text.
+        """Returns the split pass as JSON text that Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
         Raises:
-            ValueError: for a profile without events: one read from JSON, or whose split pass saw no region.
+            ValueError: for a profile without events: its split saw no region, or it was read from JSON.
         """
         return chrome_trace(self)
 
     def plot(self):
-        """Returns the Axes of the time per token against the context: the predicted floor a line, the measurements dots."""
+        """Returns the Axes of the time per token against the context, measurements beside the predicted floor."""
         from gqa_lab.plots.profile import step_by_context
 
         return step_by_context(self.record())
 
 
-def middle(values: Sequence[float]) -> list[int]:
-    """Returns the positions of the middle half of the values: what is left without the fastest and slowest quarter.
-
-    Example:
-        >>> middle([5.0, 1.0, 9.0, 2.0])
-        [0, 3]
-    """
-    order = sorted(range(len(values)), key=values.__getitem__)
-    cut = len(values) // 4
-    return sorted(order[cut : len(values) - cut])
+def _total(values) -> int | None:
+    values = list(values)
+    return None if None in values else sum(values)

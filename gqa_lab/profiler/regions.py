@@ -1,4 +1,4 @@
-"""Which part of a model is running: a number read at its start and at its end, the seconds of a clock or a meter's bytes."""
+"""Which part of a model is running: a number is read before and after it, a clock's seconds or a meter's bytes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
