@@ -12,6 +12,7 @@ from gqa_lab.plots.heads import MANY_HEADS, head_map
 from gqa_lab.plots.kernel import split_cost, split_costs, split_grid, split_keys, waves
 from gqa_lab.plots.models import models
 from gqa_lab.plots.planner import step_time
+from gqa_lab.plots.profile import step_by_context, step_split
 from gqa_lab.plots.ratio import shazeer_ratio
 from gqa_lab.plots.saturation import effective_keys, random_weights, saturation, saturation_by_head_dim
 from gqa_lab.plots.weights import attention_weights
@@ -41,6 +42,8 @@ __all__ = [
     "split_costs",
     "split_grid",
     "split_keys",
-    "waves",
+    "step_by_context",
+    "step_split",
     "step_time",
+    "waves",
 ]

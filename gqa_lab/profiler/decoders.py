@@ -41,7 +41,7 @@ def decoder_of(model: Any, attend: Callable | None, step: Callable | None) -> "O
 class OurDecoder:
     """A `Transformer` with the attention and the step that were passed."""
 
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
 
     def __init__(self, model: Transformer, attend: Callable, step: Callable):
         self.model, self.attend, self.take_step, self.shape = model, attend, step, model.config
@@ -122,11 +122,13 @@ class TheirDecoder:
         self.prompt_options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.layers = [m for m in model.modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")]
         self.known_tree = bool(self.layers) and hasattr(model, "lm_head")
-        self.notes = (
+        self.notes = [
             "The attention of a model of transformers is timed with its RoPE, and its append with what it copies."
             if self.known_tree
-            else f"The modules of {type(model).__name__} are not known here (no self_attn, mlp, lm_head): no split.",
-        )
+            else f"The modules of {type(model).__name__} are not known here (no self_attn, mlp, lm_head): no split."
+        ]
+        if self.shape is None:
+            self.notes.append(f"The sizes of {type(model).__name__} are not known here: nothing is predicted, no line.")
 
     def new_cache(self, batch_size: int, room: int) -> None:
         """Returns None: the model makes its cache when it reads a prompt, and it has no room but grows."""
@@ -162,10 +164,10 @@ class TheirDecoder:
         return [k.nbytes + v.nbytes for k, v in self.tensors(cache)]
 
     def sequences(self, cache: Any) -> list[SequenceBytes]:
-        """Returns the bytes of each sequence in all layers: a cache that grows has no empty slots."""
-        (batch_size, _, n_tokens, _), n_slots = self.tensors(cache)[0][0].shape, cache.get_seq_length()
+        """Returns the bytes of each sequence in all layers; tokens are those of the first layer."""
+        batch_size, _, n_tokens, _ = self.tensors(cache)[0][0].shape
         used, held = sum(self.used(cache)) // batch_size, sum(self.allocated(cache)) // batch_size
-        return [SequenceBytes(n_tokens, n_slots, used, held - used)] * batch_size
+        return [SequenceBytes(n_tokens, n_tokens * held // used, used, held - used)] * batch_size
 
     def predicted(self, cache: Any) -> list[int] | None:
         """Returns the bytes that each layer should hold, by `costs`; None for a model that it does not know."""

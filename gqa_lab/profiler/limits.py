@@ -147,6 +147,6 @@ def check_memory(needed: int, budget: int | float) -> None:
     """Raises `ValueError` for a cache that does not fit."""
     if needed > budget:
         raise ValueError(
-            f"a cache of {needed / 1e9:.3g} GB does not fit: {budget / 1e9:.3g} GB can be had beside the weights; take "
-            "fewer or shorter sequences, or a smaller dtype"
+            f"a cache of {needed / 1e9:,.1f} GB does not fit: {budget / 1e9:,.1f} GB can be had beside the weights; "
+            "take fewer or shorter sequences, or a smaller dtype"
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gqa_lab.bandwidth import read_bandwidth, seconds_on_cpu, seconds_on_cuda
@@ -142,13 +143,17 @@ def profile_decode(
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, clock: Clock = time.perf_counter) -> Ceilings:
-    """Returns the bytes per second that this machine reads, and the FLOPs per second of a product of large matrices."""
+    """Returns the bytes per second that this machine reads, and the FLOPs per second of its matrix products.
+
+    Of the products of a matrix with many rows and with one the faster counts: on a CPU in float16 it is the latter.
+    """
     on_cuda = device.type == "cuda"
     seconds = seconds_on_cuda if on_cuda else lambda call: seconds_on_cpu(call, clock)
     n = 8192 if on_cuda else 1024
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    best = min(seconds(lambda: a @ b) for _ in range(4))
-    return Ceilings(read_bytes_per_s=read_bandwidth(device, seconds=seconds), flops_per_s=2 * n**3 / best)
+    x, weight = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    many = min(seconds(lambda: F.linear(x, weight)) for _ in range(4))
+    one = min(seconds(lambda: F.linear(x[:1], weight)) for _ in range(20))
+    return Ceilings(read_bandwidth(device, seconds=seconds), 2 * n**2 / min(many / n, one))
 
 
 # ---- the passes -----------------------------------------------------------------------------------------
@@ -261,7 +266,9 @@ def _sum_by_region(events: list[Event]) -> dict[str, int]:
 
 
 def _sweep(decoder, kv_lens: list[int], contexts: list[int], ceilings: Ceilings, clock: Clock, progress):
-    """Returns the contexts with their seconds, the line through them, what it says of other caches; why there is none."""
+    """Returns the contexts with their seconds, the line, what it says of other caches, and why there is none."""
+    if not contexts:
+        return [], None, [], []
     points, itemsize, weights = [], decoder.dtype.itemsize, _or_none(_weights_read, decoder) or 0
     for i, n in enumerate(contexts):
         progress(0.65 + 0.35 * i / len(contexts), f"a context of {n:,} tokens")
@@ -270,11 +277,14 @@ def _sweep(decoder, kv_lens: list[int], contexts: list[int], ceilings: Ceilings,
         seconds, _ = _totals(decoder, cache, len(kv_lens), SWEEP_TOKENS, clock)
         n_bytes = weights + cache_bytes(decoder.shape, [n] * len(kv_lens), itemsize)
         points.append(SweepPoint(n, n_bytes, percentile(seconds, 50)))
-    if not points:
-        return [], None, [], []
-    pairs = [p.read_bytes for p in points], [p.seconds for p in points]
+    n_bytes, seconds = [p.read_bytes for p in points], [p.seconds for p in points]
     try:
-        fit = fit_line(*pairs, ceiling_bytes_per_s=ceilings.read_bytes_per_s)
+        fit = fit_line(n_bytes, seconds, ceiling_bytes_per_s=ceilings.read_bytes_per_s)
+        rise_s = fit.seconds(max(n_bytes)) - fit.seconds(min(n_bytes))
+        if fit.residual_s > rise_s / 2:
+            raise ValueError(
+                f"it would rise by {1000 * rise_s:.3g} ms where the points lie {1000 * fit.residual_s:.3g} ms off it"
+            )
     except ValueError as error:
         return points, None, [], [f"No line through the contexts: {error}."]
     points = [replace(p, flagged=i in fit.flagged) for i, p in enumerate(points)]

@@ -52,7 +52,7 @@ def _sequences(p) -> Iterator[str]:
 
 def _seconds(p) -> Iterator[str]:
     yield _row("MILLISECONDS", ["p50", "p90", "p99", "measured"])
-    rows = (f"first token, {_lens(p)} before it", p.first_token_s), ("next token", p.token_s)
+    rows = (f"first token after {_lens(p)} tokens", p.first_token_s), ("next token", p.token_s)
     for label, values in (*rows, ("of it, the GPU at work", p.device_token_s)):
         if values:
             yield _row(label, [*(_ms(percentile(values, n)) for n in (50, 90, 99)), f"{len(values)} x"])
@@ -102,7 +102,7 @@ def _contexts(p) -> Iterator[str]:
 
 def _what_if(p) -> Iterator[str]:
     if p.what_if:
-        yield _row(f"WHAT IF, at {_lens(p)} tokens (the line)", ["cache, MB", "ms", "tokens/s"])
+        yield _row(f"WHAT IF, {_lens(p)} tokens", ["cache, MB", "ms", "tokens/s"])
     for row in p.what_if:
         cells = [_ms(row.seconds), _number(len(p.kv_lens) / row.seconds)] if row.seconds > 0 else ["-", "-"]
         yield _row(row.what, [_mb(row.cache_bytes), *cells])
