@@ -17,8 +17,8 @@ nowhere a code path of their own.
 
 The modules, ground floor first: `bandwidth`, `config`, `reference`, `costs`, `cache`, `footprint`, `recorded`,
 `smollm2`; `contract`, `gguf_file`, `hf_config`, `plots`, `traffic`; `attention`, `hf_folder`, `triton_decode`;
-`model`, `tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `listen`, `profiler`, `steps`; `checks`. A module imports
-only from lower floors. Importing `gqa_lab` itself imports none of them.
+`model`, `tokenizer`, `widgets`; `checkpoint`, `convert`, `generate`; `listen`, `profiler`, `steps`; `checks`. A
+module imports only from lower floors. Importing `gqa_lab` itself imports none of them.
 """
 
 __version__ = "0.1.0"

@@ -27,8 +27,9 @@ def step_by_context(record: dict) -> Axes:
     tokens, ms = [p["kv_len"] for p in points], [1000 * p["seconds"] for p in points]
     floor = [1000 * p["read_bytes"] / ceiling for p in points]
     axes.plot(tokens, floor, color=style["color"])
-    axes.annotate("predicted bytes, read at the ceiling", (tokens[-1], floor[-1]), (0, -14), va="top", ha="right",
-                  textcoords="offset points", fontsize=9, annotation_clip=False)  # fmt: skip
+    beside = -16 if floor[-1] > max(ms) / 4 else 6  # points below the line, or above one that lies at the bottom
+    at = dict(textcoords="offset points", ha="right", fontsize=9)
+    axes.annotate("predicted bytes, read at the ceiling", (tokens[-1], floor[-1]), (0, beside), **at)
     if record["fit"]:
         fitted = [1000 * (record["fit"]["t0_s"] + p["read_bytes"] / record["fit"]["bytes_per_s"]) for p in points]
         axes.plot(tokens, fitted, color="black", linewidth=0.8, linestyle=(0, (1, 2)))
@@ -59,7 +60,7 @@ def step_split(record: dict) -> Axes:
         shade = SHADES.get(region, "1.0")
         axes.barh(0, ms, left=left, color=shade, edgecolor="black", linewidth=0.6)
         if ms > 0.08 * total:
-            text = f"{WORDS.get(region, region)}\n{ms:.3g}"
+            text = f"{WORDS.get(region, region)}\n{_digits(ms)}"
             ink = "white" if float(shade) < 0.5 else "black"
             axes.text(left + ms / 2, 0, text, color=ink, ha="center", va="center", fontsize=9)
         left += ms
@@ -68,7 +69,7 @@ def step_split(record: dict) -> Axes:
     axes.set_xlabel("ms per token in the split pass")
     longest = max(parts, key=parts.get)
     finding = f"{WORDS.get(longest, longest).capitalize()} takes {parts[longest] / total:.0%} of a token"
-    listed = ", ".join(f"{WORDS.get(region, region)} {ms:.3g} ms" for region, ms in parts.items())
+    listed = ", ".join(f"{WORDS.get(region, region)} {_digits(ms)} ms" for region, ms in parts.items())
     axes.set_label(f"{finding}. {record['model']} at {_tokens(record)}, measured: {listed}.")
     axes.set_title(finding, loc="left", fontsize=11)
     return axes
@@ -77,12 +78,15 @@ def step_split(record: dict) -> Axes:
 def _context_text(record: dict, floor: list[float], ms: list[float]) -> str:
     points = record["sweep"]
     first, last = points[0], points[-1]
-    text = f"From {first['kv_len']:,} to {last['kv_len']:,} tokens a step goes from {ms[0]:.3g} to {ms[-1]:.3g} ms"
-    text += f". {record['model']}: the predicted bytes take {floor[0]:.3g} to {floor[-1]:.3g} ms at the measured "
+    ends = f"from {_digits(ms[0])} to {_digits(ms[-1])} ms"
+    text = f"From {first['kv_len']:,} to {last['kv_len']:,} tokens a step goes {ends}"
+    text += (
+        f". {record['model']}: the predicted bytes take {_digits(floor[0])} to {_digits(floor[-1])} ms at the measured "
+    )
     text += f"{record['ceilings']['read_bytes_per_s'] / 1e9:.3g} GB/s"
     if record["fit"]:
         speed = record["fit"]["bytes_per_s"] / 1e9
-        text += f". The line through the dots is {1000 * record['fit']['t0_s']:.3g} ms + bytes / {speed:.3g} GB/s"
+        text += f". The line through the dots is {_digits(1000 * record['fit']['t0_s'])} ms + bytes / {speed:.3g} GB/s"
     flagged = [f"{p['kv_len']:,}" for p in points if p["flagged"]]
     return text + (f". Above the ceiling, hollow: {', '.join(flagged)} tokens." if flagged else ".")
 
@@ -90,3 +94,8 @@ def _context_text(record: dict, floor: list[float], ms: list[float]) -> str:
 def _tokens(record: dict) -> str:
     least, most = min(record["kv_lens"]), max(record["kv_lens"])
     return f"{most:,} tokens" if least == most else f"{least:,} to {most:,} tokens"
+
+
+def _digits(value: int | float) -> str:
+    """Three digits, whole numbers from 1,000 on."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

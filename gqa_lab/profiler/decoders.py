@@ -61,12 +61,11 @@ class OurDecoder:
 
     def filled(self, lens: Sequence[int], room: int) -> list[KVCache]:
         """Returns a cache that holds so many tokens of each sequence: random numbers, which take as long to read."""
-        cache = self.new_cache(len(lens), room)
+        cache, generator = self.new_cache(len(lens), room), torch.Generator(self.device).manual_seed(0)
         for layer in cache:
             for b, length in enumerate(lens):
-                k = torch.randn(1, layer.k.shape[1], length, layer.k.shape[3], dtype=self.dtype, device=self.device)
-                if length:
-                    layer.row(b).append(k, k.flip(2))
+                k = layer.k.new_empty(1, layer.k.shape[1], length, layer.k.shape[3]).normal_(generator=generator)
+                layer.row(b).append(k, k.flip(2))
         return cache
 
     def step(self, ids: Tensor, cache: list[KVCache]) -> Tensor:
@@ -141,10 +140,10 @@ class TheirDecoder:
     def filled(self, lens: Sequence[int], room: int) -> Any:
         """Returns a cache that holds so many tokens of each sequence, all but the first of them random numbers."""
         _, cache = self.prefill([torch.zeros(1, 1, dtype=torch.long, device=self.device)] * len(lens), None)
-        for i, (k, v) in enumerate(self.tensors(cache)):
-            more = (x.new_empty(*x.shape[:2], lens[0] - 1, x.shape[3]).normal_() for x in (k, v))
-            if lens[0] > 1:
-                cache.update(*more, i)
+        generator = torch.Generator(self.device).manual_seed(0)
+        for i, both in enumerate(self.tensors(cache) if lens[0] > 1 else []):
+            more = (x.new_empty(*x.shape[:2], lens[0] - 1, x.shape[3]).normal_(generator=generator) for x in both)
+            cache.update(*more, i)
         return cache
 
     def step(self, ids: Tensor, cache: Any) -> Tensor:
@@ -153,6 +152,10 @@ class TheirDecoder:
 
     def tensors(self, cache: Any) -> list[tuple[Tensor, Tensor]]:
         """Returns keys and values of every layer."""
+        if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in getattr(cache, "layers", [None])):
+            raise ValueError(
+                f"the {type(cache).__name__} of {type(self.model).__name__} has no keys and values in layers"
+            )
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def allocated(self, cache: Any) -> list[int]:

@@ -150,7 +150,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, clock: Clock = ti
     on_cuda = device.type == "cuda"
     seconds = seconds_on_cuda if on_cuda else lambda call: seconds_on_cpu(call, clock)
     n = 8192 if on_cuda else 1024
-    x, weight = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    x, weight = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
     many = min(seconds(lambda: F.linear(x, weight)) for _ in range(4))
     one = min(seconds(lambda: F.linear(x[:1], weight)) for _ in range(20))
     return Ceilings(read_bandwidth(device, seconds=seconds), 2 * n**2 / min(many / n, one))

@@ -47,7 +47,7 @@ class Probe:
             at = layer(*args, **kwargs) if callable(layer) else layer
             self.layer = self.layer if at is None else at
             here = self.layer if region in REGIONS[:-1] else None  # the head stands behind all layers
-            self._inside.append(0.0)
+            self._inside.append(0)
             start = self.read()
             try:
                 return function(*args, **kwargs)

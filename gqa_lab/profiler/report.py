@@ -38,6 +38,7 @@ def _bytes(p) -> Iterator[str]:
         yield _row(f"layer {first}" if first == last else f"each of layers {first} to {last}", map(_whole, row))
         first = last + 1
     yield _row("all layers", map(_whole, (p.predicted_bytes, p.allocated_bytes, p.used_bytes, p.read_bytes)))
+    yield _row("weights, beside them", map(_whole, (p.weights_predicted_bytes, p.weights_held_bytes)))
 
 
 def _sequences(p) -> Iterator[str]:
@@ -201,18 +202,18 @@ def _whole(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _ms(seconds: float) -> str:
+def _ms(seconds: int | float) -> str:
     return _number(seconds * 1000)
 
 
-def _mb(n_bytes: float | None) -> str:
+def _mb(n_bytes: int | float | None) -> str:
     return "-" if n_bytes is None else _number(n_bytes / 1e6)
 
 
-def _percent(share: float) -> str:
+def _percent(share: int | float) -> str:
     return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
 
 
-def _number(value: float) -> str:
+def _number(value: int | float) -> str:
     """Three digits, whole numbers from 1,000 on."""
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
