@@ -17,8 +17,8 @@ from gqa_lab.model import Transformer
 from gqa_lab.profiler import Ceilings, DecodeProfile, profile_decode
 from gqa_lab.profiler.fit import Fit
 from gqa_lab.profiler.limits import allocatable_bytes, cache_budget, what_fits, what_if
-from gqa_lab.profiler.measure import WARM_UP, by_region
 from gqa_lab.profiler.meter import CacheMeter
+from gqa_lab.profiler.passes import WARM_UP, by_region
 from gqa_lab.profiler.regions import Event, Place, Probe
 from gqa_lab.steps import fixed_shapes
 
@@ -527,16 +527,17 @@ def test_what_neither_model_nor_memory_hold_is_refused_before_anything_is_alloca
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (dict(kv_len=1), "kv_len must be a whole number of at least 2, or a list of such numbers, got 1"),
-        (dict(kv_len=2.5), "kv_len must be a whole number of at least 2, or a list of such numbers, got 2.5"),
-        (dict(kv_len=[]), "batch_size must be a whole number of at least 1, and that of the lengths in kv_len, got 0"),
-        (dict(kv_len=[5, 6], batch_size=3), "batch_size must be .* that of the lengths in kv_len, got 3"),
-        (dict(batch_size=0), "batch_size must be a whole number of at least 1, and that of the lengths in kv_len, got 0"),
+        (dict(kv_len=1), "kv_len must be a whole number of at least 2, got 1"),
+        (dict(kv_len=2.5), "kv_len must be a whole number of at least 2, got 2.5"),
+        (dict(kv_len=[20, True]), "kv_len must be a whole number of at least 2, got True"),
+        (dict(kv_len=[]), "batch_size must be at least 1, and as many as kv_len has lengths, got None"),
+        (dict(kv_len=[5, 6], batch_size=3), "batch_size must be at least 1, and as many as kv_len has lengths, got 3"),
+        (dict(batch_size=0), "batch_size must be at least 1, and as many as kv_len has lengths, got 0"),
         (dict(new_tokens=0), "new_tokens must be a whole number of at least 1, got 0"),
         (dict(prefills=-1), "prefills must be a whole number of at least 0, got -1"),
-        (dict(kv_len=254), "has 256 positions: kv_len can be 253 at most"),
-        (dict(max_seq_len=300), "need room for 300; this model has 256 positions"),
-        (dict(max_seq_len=22), "max_seq_len must be at least 23 .kv_len and 3 tokens more., got 22"),
+        (dict(kv_len=254), "kv_len .254. takes room for 257 tokens.* this model has 256 positions; take 253 at most"),
+        (dict(max_seq_len=300), "kv_len .20. takes room for 300 tokens"),
+        (dict(max_seq_len=22), "max_seq_len must be at least 23, kv_len and 3 tokens, got 22"),
         (dict(sweep=[7]), "sweep holds 7; a context must be a whole number from 8 to 254"),
         (dict(sweep=[255]), "sweep holds 255; a context must be a whole number from 8 to 254"),
     ],

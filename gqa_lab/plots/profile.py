@@ -23,7 +23,7 @@ def step_by_context(record: dict) -> Axes:
     points, ceiling = record["sweep"], record["ceilings"]["read_bytes_per_s"]
     if not points:
         raise ValueError("this profile has no sweep; profile_decode(model, sweep=[1024, 4096]) measures one")
-    axes, style = new_axes(7.0, 3.6), STYLE.get(record["sizes"]["kind"], {"color": "black", "marker": "o"})
+    axes, style = new_axes(7.0, 3.6), STYLE.get(record["sizes"].get("kind"), {"color": "black", "marker": "o"})
     tokens, ms = [p["kv_len"] for p in points], [1000 * p["seconds"] for p in points]
     floor = [1000 * p["read_bytes"] / ceiling for p in points]
     axes.plot(tokens, floor, color=style["color"])
@@ -68,7 +68,8 @@ def step_split(record: dict) -> Axes:
     axes.set_yticks([])
     axes.set_xlabel("ms per token in the split pass")
     longest = max(parts, key=parts.get)
-    finding = f"{WORDS.get(longest, longest).capitalize()} takes {parts[longest] / total:.0%} of a token"
+    what = WORDS.get(longest, longest)
+    finding = f"{what[0].upper()}{what[1:]} takes {parts[longest] / total:.0%} of a token"
     listed = ", ".join(f"{WORDS.get(region, region)} {_digits(ms)} ms" for region, ms in parts.items())
     axes.set_label(f"{finding}. {record['model']} at {_tokens(record)}, measured: {listed}.")
     axes.set_title(finding, loc="left", fontsize=11)

@@ -93,7 +93,8 @@ def _model(said: argparse.Namespace) -> tuple[Transformer, str]:
     path = smollm2_path() if said.model == "smollm2" else Path(said.model)
     model, name = load_pretrained(path, dtype=dtype, device=device)[0], path.stem
     if said.kv_heads not in (None, model.config.n_kv_heads):
-        model, name = convert_kv_heads(model, said.kv_heads), f"{name} with {said.kv_heads} KV heads"
+        model = convert_kv_heads(model, said.kv_heads)
+        name += f" with {said.kv_heads} KV head{'s' if said.kv_heads > 1 else ''}"
     return model, name
 
 

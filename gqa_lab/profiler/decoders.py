@@ -42,6 +42,7 @@ class OurDecoder:
     """A `Transformer` with the attention and the step that were passed."""
 
     notes: list[str] = []
+    takes_lengths = True
 
     def __init__(self, model: Transformer, attend: Callable, step: Callable):
         self.model, self.attend, self.take_step, self.shape = model, attend, step, model.config
@@ -71,6 +72,10 @@ class OurDecoder:
     def step(self, ids: Tensor, cache: list[KVCache]) -> Tensor:
         """Returns the logits `[B, vocab]` after one more token of each sequence."""
         return self.take_step(self.model, ids, cache, attend=self.attend)
+
+    def batch_size(self, cache: list[KVCache]) -> int:
+        """Returns how many sequences it holds."""
+        return cache[0].k.shape[0]
 
     def tensors(self, cache: list[KVCache]) -> list[tuple[Tensor, Tensor]]:
         """Returns keys and values of every layer."""
@@ -112,6 +117,8 @@ class OurDecoder:
 class TheirDecoder:
     """A causal model of transformers, as it comes: its own attention, and the cache that it makes itself."""
 
+    takes_lengths = False  # it would need padding and a mask
+
     def __init__(self, model: nn.Module):
         self.model, self.shape = model, shape_of(model.config.to_dict())
         weight = next(model.parameters())
@@ -149,6 +156,10 @@ class TheirDecoder:
     def step(self, ids: Tensor, cache: Any) -> Tensor:
         """Returns the logits `[B, vocab]` after one more token of each sequence."""
         return self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
+
+    def batch_size(self, cache: Any) -> int:
+        """Returns how many sequences it holds."""
+        return self.tensors(cache)[0][0].shape[0]
 
     def tensors(self, cache: Any) -> list[tuple[Tensor, Tensor]]:
         """Returns keys and values of every layer."""

@@ -16,7 +16,7 @@ from gqa_lab.profiler.fit import Fit
 from gqa_lab.profiler.profile import Fits, WhatIf
 
 RESERVE = 0.2  # of a CPU's memory, left to everything else; to allocate it all takes minutes, and the machine
-WINDOWS = (4096, 1024)
+WINDOWS, LONGEST = (4096, 1024), 8192
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may take of its machine
 
 
@@ -113,38 +113,63 @@ def what_if(shape: Shape, kv_lens: Sequence[int], fit: Fit, *, weight_bytes: int
     return [WhatIf(what, n_bytes, fit.seconds(weight_bytes + n_bytes)) for what, n_bytes in rows]
 
 
-def check_lengths(kv_len: int | Sequence[int], batch_size: int | None) -> list[int]:
-    """Returns the tokens of each sequence; raises `ValueError` for what cannot be."""
-    several = isinstance(kv_len, list | tuple)
-    if batch_size is None:
-        batch_size = len(kv_len) if several else 1
-    lens = list(kv_len) if several else [kv_len] * (batch_size if type(batch_size) is int else 0)
-    if type(batch_size) is not int or batch_size < 1 or len(lens) != batch_size:
+def asked_for(
+    decoder, kv_len: int | Sequence[int], batch_size: int | None, warm_up: int, new_tokens: int,
+    max_seq_len: int | None, prefills: int, budget: int | float,
+) -> tuple[list[int], int]:  # fmt: skip
+    """Returns the tokens of each sequence, and what its buffers have room for.
+
+    Raises:
+        ValueError: for what cannot be, or does not fit into the model's positions or into `budget` bytes.
+    """
+    alike = 1 if batch_size is None else batch_size if type(batch_size) is int else 0
+    lens = list(kv_len) if isinstance(kv_len, list | tuple) else [kv_len] * alike
+    if not lens or batch_size not in (None, len(lens)):
+        raise ValueError(f"batch_size must be at least 1, and as many as kv_len has lengths, got {batch_size!r}")
+    asked = [("new_tokens", new_tokens, 1), ("prefills", prefills, 0), *(("kv_len", n, 2) for n in lens)]
+    for what, value, least in asked:
+        if type(value) is not int or value < least:
+            raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
+    if len(set(lens)) > 1 and not decoder.takes_lengths:
+        raise ValueError("a model of transformers is profiled with sequences of one length; give kv_len as a number")
+    needed = max(lens) + warm_up + new_tokens
+    room = needed if max_seq_len is None else max_seq_len
+    if type(room) is not int or room < needed:
+        raise ValueError(f"max_seq_len must be at least {needed}, kv_len and {needed - max(lens)} tokens, got {room!r}")
+    if decoder.shape is not None and room > decoder.shape.max_seq_len:
         raise ValueError(
-            f"batch_size must be a whole number of at least 1, and that of the lengths in kv_len, got {batch_size!r}"
+            f"kv_len ({max(lens)}) takes room for {room} tokens, {warm_up} of warm-up and {new_tokens} timed ones "
+            f"included, and this model has {decoder.shape.max_seq_len} positions; take "
+            f"{decoder.shape.max_seq_len - warm_up - new_tokens} at most"
         )
-    for n in lens:
-        if type(n) is not int or n < 2:
-            raise ValueError(f"kv_len must be a whole number of at least 2, or a list of such numbers, got {n!r}")
-    return lens
+    _check_memory(decoder, [room] * len(lens), budget)
+    return lens, room
 
 
-def check_room(shape: Shape | None, kv_lens: list[int], more: int, max_seq_len: int | None) -> int:
-    """Returns the tokens that each sequence's buffers have room for; raises `ValueError` where that is too few."""
-    needed = max(kv_lens) + more
-    if shape is not None and max(needed, max_seq_len or 0) > shape.max_seq_len:
-        raise ValueError(
-            f"kv_len ({max(kv_lens)}) and {more} more tokens of warm-up and timing need room for "
-            f"{max(needed, max_seq_len or 0)}; this model has {shape.max_seq_len} positions: kv_len can be "
-            f"{shape.max_seq_len - more} at most"
-        )
-    if max_seq_len is not None and (type(max_seq_len) is not int or max_seq_len < needed):
-        raise ValueError(f"max_seq_len must be at least {needed} (kv_len and {more} tokens more), got {max_seq_len!r}")
-    return max_seq_len or needed
+def contexts_of(decoder, batch_size: int, sweep: Sequence[int] | None, more: int, budget: int | float) -> list[int]:
+    """Returns the contexts to measure: those asked for, or five up to the longest that model and memory hold.
+
+    Raises:
+        ValueError: for a context outside the model's positions (`more` tokens follow it), or the memory.
+    """
+    if decoder.shape is None:
+        return []
+    most = decoder.shape.max_seq_len - more
+    for n in sweep or ():
+        if type(n) is not int or not 8 <= n <= most:
+            raise ValueError(f"sweep holds {n!r}; a context must be a whole number from 8 to {most}")
+        _check_memory(decoder, [n] * batch_size, budget)
+    if sweep is not None:
+        return list(sweep)
+    top = min(most, LONGEST)
+    while top > 8 and cache_bytes(decoder.shape, [top] * batch_size, decoder.dtype.itemsize) > budget:
+        top //= 2
+    top -= top % 64 if top >= 512 else 0
+    return sorted({n for n in (top // 8, top // 4, top // 2, top * 3 // 4, top) if n >= 8})
 
 
-def check_memory(needed: int, budget: int | float) -> None:
-    """Raises `ValueError` for a cache that does not fit."""
+def _check_memory(decoder, kv_lens: list[int], budget: int | float) -> None:
+    needed = 0 if decoder.shape is None else cache_bytes(decoder.shape, kv_lens, decoder.dtype.itemsize)
     if needed > budget:
         raise ValueError(
             f"a cache of {needed / 1e9:,.1f} GB does not fit: {budget / 1e9:,.1f} GB can be had beside the weights; "
