@@ -95,7 +95,8 @@ def allocatable_bytes(n_bytes: int, n_blocks: int, device: torch.device, allocat
 def what_if(shape: Shape, kv_lens: Sequence[int], fit: Fit, *, weight_bytes: int, itemsize: int) -> list[WhatIf]:
     """Returns what the fitted line says of other KV heads, smaller elements and windows: only the cache's bytes change.
 
-    Weights and t0 do not know about any of them. (k_proj and v_proj do, by a little; that is left out.)
+    Weights and t0 do not know about any of them. (k_proj and v_proj do, by a little; that is left out.) A line knows
+    bytes alone: where arithmetic counts too, as on a CPU, it holds as long as R, the query heads per KV head, does.
     """
     options = divisors(shape.n_heads) if shape.kind != "mla" else []
     options = options if len(options) <= 8 else sorted({1, shape.n_kv_heads, shape.n_heads})
