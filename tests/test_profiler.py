@@ -14,7 +14,7 @@ from gqa_lab.config import ModelConfig
 from gqa_lab.costs import SHAPES, kv_cache_bytes, n_parameters
 from gqa_lab.generate import decode_step
 from gqa_lab.model import Transformer
-from gqa_lab.profiler import Ceilings, DecodeProfile, profile_decode
+from gqa_lab.profiler import Ceilings, DecodeProfile, limits, measure_ceilings, profile_decode
 from gqa_lab.profiler.fit import Fit
 from gqa_lab.profiler.limits import allocatable_bytes, cache_budget, what_fits, what_if
 from gqa_lab.profiler.meter import CacheMeter
@@ -355,7 +355,7 @@ def test_fixed_shapes_keep_their_own_append_and_the_note_says_so():
     assert longest[:5] == longest[5:10] == [[20 + i, 9 + i] for i in range(1, 6)]
     assert "append" not in found.split_s and set(found.split_s) >= {"attention", "projections", "mlp", "head"}
     assert found.notes == ["No append of this step can be seen from outside; its time is unattributed."]
-    assert found.how == "grouped_attention, test_fixed_shapes_keep_their_own_append_and_the_note_says_so.<locals>.spy"
+    assert found.how == "grouped_attention, spy"
     assert profile(make_model(), step=step).how == "grouped_attention, fixed_shapes"
 
 
@@ -425,7 +425,9 @@ def test_contexts_are_chosen_up_to_the_models_positions_and_the_memory():
     held = sum(p.nbytes for p in long.parameters())
     tight = profile(long, sweep=None, memory=int((held + 1_000 * 16) / 0.8))
     assert [p.kv_len for p in tight.sweep] == [64, 128, 256, 384, 512]
-    with pytest.raises(ValueError, match="a cache of 0.0 GB does not fit: 0.0 GB can be had beside the weights"):
+    with pytest.raises(
+        ValueError, match="a cache of 3.2e-05 GB does not fit: 1.6e-05 GB can be had beside the weights"
+    ):
         profile(long, sweep=[2000], memory=int((held + 1_000 * 16) / 0.8))
 
 
@@ -486,6 +488,19 @@ def test_another_cache_changes_its_own_bytes_and_nothing_else():
     assert [row.what for row in half_windowed if "window" in row.what] == []  # its own are 1,024 already
 
 
+@pytest.mark.parametrize(("many_s", "one_s", "flops_per_s"), [(4.0, 1.0, 2**29), (4.0, 2.0**-10, 2**31)])
+def test_the_ceilings_are_the_read_bandwidth_and_the_faster_kind_of_product(monkeypatch, many_s, one_s, flops_per_s):
+    clock = Clock()
+
+    def linear(x, weight):
+        assert weight.shape == (1024, 1024) and weight.dtype == torch.float16
+        clock.now += many_s if x.shape[0] == 1024 else one_s
+
+    monkeypatch.setattr("gqa_lab.profiler.measure.F", SimpleNamespace(linear=linear))
+    monkeypatch.setattr("gqa_lab.profiler.measure.read_bandwidth", lambda device, *, seconds: 7e9)
+    assert measure_ceilings(CPU, torch.float16, clock) == Ceilings(7e9, flops_per_s)
+
+
 # ---- what fits ------------------------------------------------------------------------------------------
 
 
@@ -496,7 +511,24 @@ def test_what_fits_on_a_cpu_is_four_fifths_of_the_memory_without_the_weights():
     longer = what_fits(SMOLLM2, CPU, [1000] * 20, 2, 10**9, 269_000_000)
     assert longer.kv_len == left // (20 * 23_040)
     assert what_fits(SMOLLM2, CPU, [1000], 2, 10**8, 269_000_000).batch_size == 0
-    assert cache_budget(None, 5, CPU) == float("inf") and profile(make_model(), memory=None).fits is not None
+    assert cache_budget(None, 5, CPU) == float("inf")
+
+
+@pytest.mark.parametrize(("limit", "found"), [("5000", 5000), ("max", 8000), ("90000", 8000), (None, 8000)])
+def test_the_memory_of_a_cpu_is_the_machines_or_what_a_container_leaves_of_it(monkeypatch, tmp_path, limit, found):
+    monkeypatch.setattr(limits.os, "sysconf", {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 4000}.get, raising=False)
+    monkeypatch.setattr(limits, "CGROUP", tmp_path / "memory.max")
+    if limit:
+        (tmp_path / "memory.max").write_text(limit + "\n", encoding="ascii")
+    assert limits.memory_bytes(CPU) == found
+
+
+def test_a_machine_that_does_not_say_its_memory_has_no_limit(monkeypatch, tmp_path):
+    monkeypatch.delattr(limits.os, "sysconf", raising=False)
+    monkeypatch.setattr(limits, "CGROUP", tmp_path / "memory.max")
+    assert limits.memory_bytes(CPU) is None
+    found = profile(make_model(), memory=None)
+    assert found.fits is None and "WHAT FITS" not in found.table()
 
 
 def test_what_can_be_allocated_is_tried_and_freed_before_the_next_try():
@@ -548,7 +580,9 @@ def test_what_cannot_be_is_refused_by_name_value_and_remedy(asked, message, shap
 
 
 def test_what_is_no_model_is_refused(shapes_unchecked):
-    with pytest.raises(ValueError, match="model is a Linear; it must be a Transformer or a causal model"):
+    with pytest.raises(
+        ValueError, match="model is a Linear; it must be a Transformer, or a model of transformers that generates"
+    ):
         profile_decode(torch.nn.Linear(2, 2))
 
 

@@ -102,7 +102,11 @@ def test_a_real_model_is_loaded_and_its_heads_are_pooled(asked, capsys, monkeypa
         ),
         (["--model", "."], "cannot load .: the folder is empty"),
         (["--model", "tiny", "--dtype", "int8"], "invalid choice: 'int8'"),
-        (["--model", "tiny", "--json", "no/such/x.json"], "there is no folder no/such to write x.json into"),
+        (
+            ["--model", "tiny", "--json", "no/such/x.json"],
+            "x.json cannot be written: it is a folder, or in a folder that",
+        ),
+        (["--model", "tiny", "--trace", "."], ". cannot be written: it is a folder, or in a folder that is not there"),
         (["--model", "mixtral-8x7b-v0.1"], "Mixtral-8x7B-v0.1 has experts, which our model does not compute"),
         (["--model", "deepseek-v3"], "DeepSeek-V3 (671B) has a latent cache (MLA), which our model does not compute"),
         (["--model", "gpt-2"], "GPT-2 (124M) has an MLP without a gate, which our model does not compute"),

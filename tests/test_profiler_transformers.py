@@ -1,5 +1,7 @@
 """Models of transformers, tiny and random: what their caches hold, what their steps copy, where their regions are."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def profile(model, clock=None, **asked) -> DecodeProfile:
         clock.now += 1.0
         return forward(*args, **kwargs)
 
-    slow.__signature__ = __import__("inspect").signature(forward)
+    slow.__signature__ = inspect.signature(forward)
     model.forward = slow
     quick = dict(kv_len=20, new_tokens=1, sweep=[], ceilings=Ceilings(1e9, 1e12), memory=10**9, clock=clock)
     return profile_decode(model.eval(), **(quick | asked))
@@ -145,6 +147,26 @@ def test_what_a_model_of_transformers_cannot_take_is_refused(shapes_unchecked):
         profile(llama(), kv_len=[20, 10])
     with pytest.raises(ValueError, match="computes its own attention and step; leave attend and step out"):
         profile(llama(), attend=grouped_attention)
+
+
+@pytest.mark.parametrize("kind", ["headless", "encoder"])
+def test_what_does_not_generate_is_refused(kind, shapes_unchecked):
+    if kind == "headless":
+        model = transformers.LlamaModel(transformers.LlamaConfig(**SIZES))
+    else:
+        sizes = dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=50)
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    with pytest.raises(ValueError, match="or a model of transformers that generates, no encoder"):
+        profile(model)
+
+
+def test_of_a_mixture_the_cache_is_predicted_and_the_weights_are_not():
+    sizes = SIZES | dict(num_local_experts=4, num_experts_per_tok=2)
+    found = profile(transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes)), sweep=[10, 100])
+    assert found.predicted_bytes == found.allocated_bytes == 2 * 20 * PER_TOKEN
+    assert found.floor_s is found.weights_read_bytes is None
+    assert [p.read_bytes for p in found.sweep] == [2 * n * PER_TOKEN for n in (10, 100)]
+    assert any("Which weights a step reads is not known here" in note for note in found.notes)
 
 
 def test_the_sweep_of_a_llama_sees_the_contexts_that_were_asked_for():

@@ -11,7 +11,7 @@ from gqa_lab.config import ModelConfig
 from gqa_lab.convert import convert_kv_heads
 from gqa_lab.costs import SHAPES, ModelShape, weight_bytes_held, with_kv_heads
 from gqa_lab.model import Transformer
-from gqa_lab.profiler.limits import cache_budget, memory_bytes
+from gqa_lab.profiler.limits import cache_budget, gb, memory_bytes
 from gqa_lab.profiler.measure import profile_decode
 from gqa_lab.smollm2 import DownloadError
 
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         said = _parser().parse_args(argv)
         files = {said.json: "to_json", said.trace: "to_chrome_trace"}
         for path in filter(None, files):
-            if not path.parent.is_dir():
-                raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
+            if path.is_dir() or not path.parent.is_dir():
+                raise ValueError(f"{path} cannot be written: it is a folder, or in a folder that is not there")
         model, name = _model(said)
         asked = dict(kv_len=said.kv_len, batch_size=said.batch_size, new_tokens=said.new_tokens)
         found = profile_decode(model, **asked, prefills=said.prefills, name=name, progress=_Bar(sys.stderr))
@@ -133,7 +133,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     budget = cache_budget(memory, 0, device)
     if needed > budget:
         raise ValueError(
-            f"its weights take {needed / 1e9:.3g} GB and {budget / 1e9:.3g} GB can be had; "
+            f"its weights take {gb(needed)} and {gb(budget)} can be had; "
             f"--layers {max(1, int(config.n_layers * budget / needed / 2))} or a smaller --dtype cuts that down"
         )
     before = torch.get_default_dtype()

@@ -29,10 +29,10 @@ def decoder_of(model: Any, attend: Callable | None, step: Callable | None) -> "O
     """
     if isinstance(model, Transformer):
         return OurDecoder(model, attend or grouped_attention, step or decode_step)
-    if not (isinstance(model, nn.Module) and hasattr(getattr(model, "config", None), "to_dict")):
-        raise ValueError(
-            f"model is a {type(model).__name__}; it must be a Transformer or a causal model of transformers"
-        )
+    config = getattr(model, "config", None)
+    if not (hasattr(config, "to_dict") and hasattr(model, "generate")) or getattr(config, "is_encoder_decoder", False):
+        what = f"model is a {type(model).__name__}"
+        raise ValueError(f"{what}; it must be a Transformer, or a model of transformers that generates, no encoder")
     if attend or step:
         raise ValueError("a model of transformers computes its own attention and step; leave attend and step out")
     return TheirDecoder(model)
@@ -121,9 +121,8 @@ class TheirDecoder:
 
     def __init__(self, model: nn.Module):
         self.model, self.shape = model, shape_of(model.config.to_dict())
-        weight = next(model.parameters())
-        self.dtype, self.device = weight.dtype, weight.device
-        self.vocab_size, self.how = model.config.vocab_size, f"transformers, {type(model).__name__}"
+        self.dtype, self.device, self.how = model.dtype, model.device, f"transformers, {type(model).__name__}"
+        self.vocab_size = model.config.get_text_config().vocab_size
         takes = inspect.signature(model.forward).parameters
         self.prompt_options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.layers = [m for m in model.modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")]
@@ -226,5 +225,6 @@ def shape_of(config: dict[str, Any]) -> ModelShape | None:
 
 
 def _name(function: Callable) -> str:
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return name.removesuffix(".<locals>.step").removesuffix(".<locals>.fixed").removesuffix(".<locals>.replay")
+    """What to call an attention or a step: for a step that a function has made, `compiled()`, that function."""
+    parts = getattr(function, "__qualname__", type(function).__name__).split(".<locals>.")
+    return parts[-2] if parts[-1] in ("step", "fixed", "replay") and len(parts) > 1 else parts[-1]

@@ -79,6 +79,8 @@ def allocatable_bytes(n_bytes: int, n_blocks: int, device: torch.device, allocat
     """
     while n_bytes >= n_blocks:
         blocks = []
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what earlier caches left behind
         try:
             for _ in range(n_blocks):
                 blocks.append(allocate(n_bytes // n_blocks, dtype=torch.uint8, device=device))
@@ -161,7 +163,7 @@ def contexts_of(decoder, batch_size: int, sweep: Sequence[int] | None, more: int
             raise ValueError(f"sweep holds {n!r}; a context must be a whole number from 8 to {most}")
         _check_memory(decoder, [n] * batch_size, budget)
     if sweep is not None:
-        return list(sweep)
+        return sorted(set(sweep))
     top = min(most, LONGEST)
     while top > 8 and cache_bytes(decoder.shape, [top] * batch_size, decoder.dtype.itemsize) > budget:
         top //= 2
@@ -173,6 +175,11 @@ def _check_memory(decoder, kv_lens: list[int], budget: int | float) -> None:
     needed = 0 if decoder.shape is None else cache_bytes(decoder.shape, kv_lens, decoder.dtype.itemsize)
     if needed > budget:
         raise ValueError(
-            f"a cache of {needed / 1e9:,.1f} GB does not fit: {budget / 1e9:,.1f} GB can be had beside the weights; "
-            "take fewer or shorter sequences, or a smaller dtype"
+            f"a cache of {gb(needed)} does not fit: {gb(budget)} can be had beside the weights; take fewer or shorter "
+            "sequences, or a smaller dtype"
         )
+
+
+def gb(n_bytes: int | float) -> str:
+    """Returns bytes as GB: three digits, whole numbers from 1,000 on."""
+    return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 999.5e9 else f"{n_bytes / 1e9:.3g} GB"

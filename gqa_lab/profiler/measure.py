@@ -95,7 +95,7 @@ def profile_decode(
     if decoder.shape is not None and memory is not None:
         fits = what_fits(decoder.shape, decoder.device, kv_lens, decoder.dtype.itemsize, memory, held)
     progress(1.0, "done")
-    notes = [*decoder.notes, *_notes(decoder, split["split_s"]), *counted.pop("notes"), *line.pop("notes")]
+    notes = [*decoder.notes, *_notes(decoder, split["split_s"], predicted), *counted.pop("notes"), *line.pop("notes")]
     return DecodeProfile(
         **_described(decoder, name), **totals, **split, **counted, **predicted, **line,
         kv_lens=kv_lens, weights_held_bytes=held, ceilings=ceilings, fits=fits, notes=notes,
@@ -154,10 +154,12 @@ def _predicted(decoder: Decoder, kv_lens: list[int], new_tokens: int) -> dict[st
     )
 
 
-def _notes(decoder: Decoder, split_s: dict[str, float]) -> list[str]:
+def _notes(decoder: Decoder, split_s: dict[str, float], predicted: dict[str, Any]) -> list[str]:
     unseen, notes = [region for region in REGIONS if region not in split_s], []
     if split_s and unseen:
         notes.append(f"No {', '.join(unseen)} of this step can be seen from outside; its time is unattributed.")
+    if decoder.shape is not None and predicted["weights_read_bytes"] is None:
+        notes.append("Which weights a step reads is not known here: no roofline, and a context counts its cache alone.")
     if decoder.device.type == "cuda":
         notes.append("The split is time of the host; the GPU may lag behind it. This was not yet run on a GPU.")
     return notes
