@@ -36,8 +36,8 @@ class SequenceBytes:
 class Ceilings:
     """What this machine was measured to do at most, in a second: bytes read, FLOPs of a matrix product."""
 
-    read_bytes_per_s: float
-    flops_per_s: float
+    read_bytes_per_s: int | float
+    flops_per_s: int | float
 
 
 @dataclass(frozen=True)
