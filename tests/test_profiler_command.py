@@ -92,7 +92,7 @@ def test_a_real_model_is_loaded_and_its_heads_are_pooled(asked, capsys, monkeypa
         ),
         (["--model", "tiny", "--kv-len", "many"], "'many' is no number of tokens; write 1000, or 1000,200,50"),
         (["--model", "tiny", "--kv-len", "1"], "kv_len must be a whole number of at least 2, got 1"),
-        (["--model", "tiny", "--kv-len", "3000"], "this model has 2000 positions; take 1982 at most"),
+        (["--model", "tiny", "--kv-len", "3000"], "this model has 2000 positions; kv_len can be 1982 at most"),
         (["--model", "tiny", "--kv-heads", "4"], "n_heads (6) must be a multiple of n_kv_heads (4); try 1, 2, 3 or 6"),
         (["--model", "tiny", "--layers", "5"], "--layers must be from 1 to 4, the layers of Tiny, got 5"),
         (["--model", "tiny", "--layers", "0"], "--layers must be from 1 to 4, the layers of Tiny, got 0"),

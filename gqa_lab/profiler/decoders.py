@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gqa_lab.attention import grouped_attention
@@ -53,8 +54,10 @@ class OurDecoder:
         """Returns an empty cache of every layer, for `room` tokens of each sequence."""
         return self.model.new_caches(batch_size, room)
 
-    def prefill(self, prompts: list[Tensor], cache: list[KVCache]) -> tuple[Tensor, list[KVCache]]:
-        """Returns the logits after the prompts `[1, T]`, and the cache that holds them."""
+    def prefill(
+        self, prompts: list[Int64[Tensor, "1 _"]], cache: list[KVCache]
+    ) -> tuple[Float[Tensor, "B vocab"], list[KVCache]]:
+        """Returns the logits after the prompts, and the cache that holds them."""
         if len({prompt.shape for prompt in prompts}) == 1:
             return prefill(self.model, torch.cat(prompts), cache), cache
         rows = [[layer.row(b) for layer in cache] for b in range(len(prompts))]
@@ -69,8 +72,8 @@ class OurDecoder:
                 layer.row(b).append(k, k.flip(2))
         return cache
 
-    def step(self, ids: Tensor, cache: list[KVCache]) -> Tensor:
-        """Returns the logits `[B, vocab]` after one more token of each sequence."""
+    def step(self, ids: Int64[Tensor, "B 1"], cache: list[KVCache]) -> Float[Tensor, "B vocab"]:
+        """Returns the logits after one more token of each sequence."""
         return self.take_step(self.model, ids, cache, attend=self.attend)
 
     def batch_size(self, cache: list[KVCache]) -> int:
@@ -138,7 +141,7 @@ class TheirDecoder:
     def new_cache(self, batch_size: int, room: int) -> None:
         """Returns None: the model makes its cache when it reads a prompt, and it has no room but grows."""
 
-    def prefill(self, prompts: list[Tensor], cache: None) -> tuple[Tensor, Any]:
+    def prefill(self, prompts: list[Int64[Tensor, "1 _"]], cache: None) -> tuple[Float[Tensor, "B vocab"], Any]:
         """Returns the logits after the prompts, and the cache that holds them."""
         out = self.model(input_ids=torch.cat(prompts), use_cache=True, **self.prompt_options)
         return out.logits[:, -1], out.past_key_values
@@ -152,8 +155,8 @@ class TheirDecoder:
             cache.update(*more, i)
         return cache
 
-    def step(self, ids: Tensor, cache: Any) -> Tensor:
-        """Returns the logits `[B, vocab]` after one more token of each sequence."""
+    def step(self, ids: Int64[Tensor, "B 1"], cache: Any) -> Float[Tensor, "B vocab"]:
+        """Returns the logits after one more token of each sequence."""
         return self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
 
     def batch_size(self, cache: Any) -> int:

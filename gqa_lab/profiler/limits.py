@@ -140,10 +140,10 @@ def asked_for(
     if type(room) is not int or room < needed:
         raise ValueError(f"max_seq_len must be at least {needed}, kv_len and {needed - max(lens)} tokens, got {room!r}")
     if decoder.shape is not None and room > decoder.shape.max_seq_len:
+        most = decoder.shape.max_seq_len
         raise ValueError(
-            f"kv_len ({max(lens)}) takes room for {room} tokens, {warm_up} of warm-up and {new_tokens} timed ones "
-            f"included, and this model has {decoder.shape.max_seq_len} positions; take "
-            f"{decoder.shape.max_seq_len - warm_up - new_tokens} at most"
+            f"room for {room} tokens is needed (kv_len, {warm_up} of warm-up, {new_tokens} timed, or max_seq_len) "
+            f"and this model has {most} positions; kv_len can be {most - warm_up - new_tokens} at most"
         )
     _check_memory(decoder, [room] * len(lens), budget)
     return lens, room

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from gqa_lab.profiler.decoders import OurDecoder, TheirDecoder
@@ -40,7 +41,7 @@ def totals(
 
 
 def steps(decoder: Decoder, cache: Any, n_tokens: int, clock: Clock) -> tuple[list[float], list[float] | None]:
-    """Returns the seconds of each step, and those of the GPU by its own events (not yet run on a GPU)."""
+    """Returns the seconds of each step; on CUDA also those between two events around it (not yet run on a GPU)."""
     ids, seconds, on_gpu = random_ids(decoder, decoder.batch_size(cache), 1), [], []
     for _ in range(WARM_UP + n_tokens):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if decoder.device.type == "cuda" else []
@@ -72,9 +73,8 @@ def split(decoder: Decoder, kv_lens: list[int], room: int, n_tokens: int, clock:
             wait(decoder)
             used.append(sum(decoder.used(cache)))
     split_s, by_layer = by_region(probe.events)
-    return dict(
-        split_s=split_s, split_by_layer_s=by_layer, split_used_bytes=used[WARM_UP:], events=probe.events
-    )  # fmt: skip
+    of_tokens = dict(split_used_bytes=used[WARM_UP:], events=probe.events)
+    return dict(split_s=split_s, split_by_layer_s=by_layer) | of_tokens
 
 
 def by_region(events: list[Event]) -> tuple[dict[str, float], list[dict[str, float]]]:
@@ -159,8 +159,8 @@ def line(
     return dict(sweep=points, fit=fit, what_if=others, notes=[])
 
 
-def random_ids(decoder: Decoder, batch_size: int, n_tokens: int) -> Tensor:
-    """Returns token ids `[B, T]`, the same everywhere."""
+def random_ids(decoder: Decoder, batch_size: int, n_tokens: int) -> Int64[Tensor, "B T"]:
+    """Returns token ids, the same everywhere."""
     generator = torch.Generator().manual_seed(n_tokens)  # on the CPU
     return torch.randint(decoder.vocab_size, (batch_size, n_tokens), generator=generator).to(decoder.device)
 

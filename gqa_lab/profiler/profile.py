@@ -93,7 +93,7 @@ class DecodeProfile:
     # totals: two readings of the clock per token
     first_token_s: list[float]  # of each reading of the prompts
     token_s: list[float]  # of each decode step, until its token is known on the host
-    device_token_s: list[float] | None  # what of that a GPU was at work, by its own events
+    device_token_s: list[float] | None  # on CUDA between events around the step: the GPU's work and its pauses
     clock_s: float  # of two readings of the clock
     # split: the clock around every region; on CUDA time of the host only
     split_s: dict[str, float]  # per token by region; with "unattributed" they add up to `split_total_s`

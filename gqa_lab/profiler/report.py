@@ -54,7 +54,7 @@ def _sequences(p) -> Iterator[str]:
 def _seconds(p) -> Iterator[str]:
     yield _row("MILLISECONDS", ["p50", "p90", "p99", "measured"])
     rows = (f"first token after {_lens(p)} tokens", p.first_token_s), ("next token", p.token_s)
-    for label, values in (*rows, ("of it, the GPU at work", p.device_token_s)):
+    for label, values in (*rows, ("of it, between GPU events", p.device_token_s)):
         if values:
             yield _row(label, [*(_ms(percentile(values, n)) for n in (50, 90, 99)), f"{len(values)} x"])
     if not p.first_token_s:
