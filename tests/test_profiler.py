@@ -180,6 +180,14 @@ def test_a_product_that_writes_more_than_the_keys_it_read_is_no_copy():
     assert meter.cache_bytes_read == [40] and meter.copies == []
 
 
+def test_of_keys_that_are_picked_out_only_those_are_read():
+    keys = torch.ones(1, 1, 64, 8)
+    with CacheMeter([(keys, keys.clone())]) as meter:
+        keys.index_select(2, torch.tensor([3, 5]))
+    assert meter.cache_bytes_read == [meter.bytes_read] == [2 * 8 * 4 + 2 * 8]  # and the two indices
+    assert [(copy.kind, copy.written_bytes) for copy in meter.copies] == [("copied", 64)]
+
+
 def test_what_was_freed_does_not_make_its_neighbour_a_copy():
     keys = torch.ones(1, 1, 64, 64)
     with CacheMeter([(keys, keys.clone())]) as meter:
@@ -579,6 +587,10 @@ def test_what_cannot_be_is_refused_by_name_value_and_remedy(asked, message, shap
         profile(make_model(), **asked)
 
 
+def test_the_last_position_of_a_model_can_be_used():
+    assert profile(make_model(), kv_len=253).layers[0].allocated_bytes == 256 * 96
+
+
 def test_what_is_no_model_is_refused(shapes_unchecked):
     with pytest.raises(
         ValueError, match="model is a Linear; it must be a Transformer, or a model of transformers that generates"
@@ -671,10 +683,12 @@ def test_progress_is_told_in_order_from_nothing_to_all():
     assert told[0][0] == 0 and told[-1] == (1.0, "done") and (0.65, "a context of 8 tokens") in told
 
 
-def test_a_profile_leaves_the_random_numbers_as_they_were():
+def test_a_profile_leaves_the_model_and_the_random_numbers_as_they_were():
     model = make_model()
+    before = [(module, set(vars(module))) for module in model.modules()]
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
     profile(model, prefills=1, sweep=[8])
     assert torch.equal(torch.rand(3), expected)
+    assert all(set(vars(module)) == names for module, names in before)

@@ -129,11 +129,10 @@ class TheirDecoder:
         takes = inspect.signature(model.forward).parameters
         self.prompt_options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.layers = [m for m in model.modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")]
-        self.known_tree = bool(self.layers) and hasattr(model, "lm_head")
         self.notes = [
             "The attention of a model of transformers is timed with its RoPE, and its append with what it copies."
-            if self.known_tree
-            else f"The modules of {type(model).__name__} are not known here (no self_attn, mlp, lm_head): no split."
+            if self.layers
+            else f"The modules of {type(model).__name__} are not known here (no self_attn and mlp): no split."
         ]
         if self.shape is None:
             self.notes.append(f"The sizes of {type(model).__name__} are not known here: nothing is predicted, no line.")
@@ -199,9 +198,9 @@ class TheirDecoder:
 
     def places(self, cache: Any) -> list[Place]:
         """Returns where the regions are; none in a tree of modules that is not known."""
-        if not self.known_tree:
+        if not self.layers:
             return []
-        found = [Place(cache, "update", "append"), Place(self.model.lm_head, "forward", "head")]
+        found = [Place(cache, "update", "append"), Place(self.model.get_output_embeddings(), "forward", "head")]
         for i, layer in enumerate(self.layers):
             linear = [m for m in layer.self_attn.children() if isinstance(m, nn.Linear)]
             found += [Place(m, "forward", "projections", i) for m in linear]

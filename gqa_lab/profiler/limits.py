@@ -62,6 +62,7 @@ def what_fits(
     budget, tried = cache_budget(memory, held, device), device.type == "cuda"
     if tried:
         budget = allocatable_bytes(budget, 2 * shape.n_layers, device)
+        torch.cuda.empty_cache()
     tokens = longest(shape, budget, batch_size=len(kv_lens), kv_bytes_per_element=itemsize)
     return Fits(
         memory_bytes=memory,
@@ -78,19 +79,13 @@ def allocatable_bytes(n_bytes: int, n_blocks: int, device: torch.device, allocat
     Begins with `n_bytes` and takes a twentieth less after every failure.
     """
     while n_bytes >= n_blocks:
-        blocks = []
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # what earlier caches left behind
+            torch.cuda.empty_cache()  # what earlier caches and tries left behind
         try:
-            for _ in range(n_blocks):
-                blocks.append(allocate(n_bytes // n_blocks, dtype=torch.uint8, device=device))
-            return n_bytes // n_blocks * n_blocks
+            blocks = [allocate(n_bytes // n_blocks, dtype=torch.uint8, device=device) for _ in range(n_blocks)]
+            return sum(block.nbytes for block in blocks)
         except torch.OutOfMemoryError:
             n_bytes = n_bytes * 19 // 20
-        finally:
-            blocks.clear()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
     return 0
 
 
