@@ -193,8 +193,9 @@ def assert_as_one(model, n_processes, stand_in, prompt_ids, n_steps=3):
 PROMPTS = torch.tensor([[5, 7, 11, 2], [1, 1, 58, 30]])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n_processes", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "n_processes, dtype", [(1, torch.float64), (2, torch.float64), (4, torch.float64), (4, torch.float32), (8, torch.float64)]
+)  # fmt: skip
 @pytest.mark.parametrize("n_kv_heads", [8, 4, 2, 1])
 def test_shares_add_up_to_the_logits_of_the_whole_model(n_kv_heads, n_processes, dtype, threads):
     model = tiny_model(n_kv_heads).to(dtype)
@@ -229,8 +230,8 @@ def test_whatever_a_model_has_is_shared_or_held_whole(extra, threads):
 @pytest.mark.parametrize("n_processes", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_the_real_model_is_the_same_in_shares(n_processes, threads):
     model, tokenizer = load_pretrained(smollm2_path(), device="cpu")
-    ids = tokenizer.encode("The old lighthouse stood at the edge of the cliff, and every evening its keeper")
-    assert_as_one(model, n_processes, threads(n_processes), torch.tensor([ids]), n_steps=2)
+    ids = tokenizer.encode("The old lighthouse stood at the edge of the cliff")
+    assert_as_one(model, n_processes, threads(n_processes), torch.tensor([ids]), n_steps=1)
 
 
 def test_the_whole_model_is_left_alone_and_shares_only_what_is_held_whole(threads):
@@ -270,7 +271,7 @@ GRID = """
         return torch.stack([prefill(model, torch.tensor([[5, 7, 11]]), caches), decode_step(model, torch.tensor([[9]]), caches)])
 
     with joined(60) as (rank, n_processes, device):
-        groups = {n: dist.new_group(range(n)) for n in (1, 2, 4)}
+        groups = {n: dist.new_group(range(n)) for n in (1, 2, 4) if n <= n_processes}
         for n_kv_heads in (8, 4, 2, 1):
             model = tiny_model(n_kv_heads)
             for n, group in groups.items():
@@ -302,13 +303,15 @@ def start(rank, n_processes, port, code):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 
 
-def test_tiny_models_on_1_2_and_4_processes_speak_as_one():
+@pytest.mark.parametrize("n_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_tiny_models_on_1_2_and_4_processes_speak_as_one(n_processes):
     port = free_port()
-    running = [start(rank, 4, port, GRID) for rank in range(4)]
-    said = [one.communicate(timeout=240) for one in running]
-    assert [one.returncode for one in running] == [0] * 4, said
+    running = [start(rank, n_processes, port, GRID) for rank in range(n_processes)]
+    said = [one.communicate(timeout=600) for one in running]
+    assert [one.returncode for one in running] == [0] * n_processes, said
     lines = "".join(out for out, _ in said).splitlines()
-    assert len(lines) == 4 * (1 + 2 + 4) and all(line.endswith(": same") for line in lines), lines
+    assert len(lines) == 4 * {2: 1 + 2, 4: 1 + 2 + 4}[n_processes], lines  # four numbers of KV heads
+    assert all(line.endswith(": same") for line in lines), lines
 
 
 ENDLESS = """
@@ -331,8 +334,8 @@ ENDLESS = """
 @pytest.mark.parametrize(
     "lose, timeout_s",
     [
-        pytest.param("SIGKILL", 120, id="killed"),  # noticed at once, long before the time is up
-        pytest.param("SIGSTOP", 2, id="stopped"),
+        pytest.param("SIGKILL", 600, id="killed"),  # noticed at once, long before the time is up
+        pytest.param("SIGSTOP", 2, id="stopped", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no such signals here")
@@ -342,7 +345,7 @@ def test_when_one_process_is_lost_the_other_ends_with_a_sentence(lose, timeout_s
     try:
         assert [running.stdout.readline() for running in (one, other)] == ["ready\n", "ready\n"]
         other.send_signal(getattr(signal, lose))
-        said = one.communicate(timeout=60)[1]
+        said = one.communicate(timeout=120)[1]
         assert one.returncode == 1 and "another process has failed or does not answer, so this one ends: " in said
     finally:
         for running in (one, other):
@@ -352,7 +355,7 @@ def test_when_one_process_is_lost_the_other_ends_with_a_sentence(lose, timeout_s
 
 def test_a_process_that_was_never_started_is_not_waited_for():
     one = start(0, 2, free_port(), ENDLESS.format(timeout_s=1))
-    said = one.communicate(timeout=60)[1]
+    said = one.communicate(timeout=120)[1]
     assert one.returncode == 1 and "the others did not come (are all 2 started?), so this one ends: " in said
 
 
