@@ -148,34 +148,36 @@ def _of_shape(seen: Evidence):
             "time a decode step instead; here arithmetic decides, and GQA leaves that of attention as it is",
         )
     if "MATH" in seen.backends:
-        copies = seen.expanded_bytes + seen.copied_bytes
+        copies = (seen.expanded_bytes + seen.copied_bytes) / max(1, seen.kv_bytes)
         yield Finding(
             "MATH fallback",
             "scaled_dot_product_attention chose MATH"
-            + (f" and wrote {_times(copies, seen)} K and V as copies" if copies else ""),
+            + (f", which wrote copies {copies:.3g} times as large as K and V" if copies else ""),
             "lay the query heads of a group out as rows, q.view(B, G, R, D), without a mask: any backend takes that",
         )
 
 
 def _of_copies(seen: Evidence):
-    if seen.copies_held > 1 or seen.expanded_bytes >= 0.5 * seen.kv_bytes > 0:
+    kv = seen.kv_bytes
+    if seen.copies_held > 1 or seen.expanded_bytes >= 0.5 * kv > 0:
         yield Finding(
             "expanded",
             f"the cache holds {seen.copies_held} copies of each KV head"
             if seen.copies_held > 1
-            else f"copies were written, {_times(seen.expanded_bytes, seen)} K and V, and read again",
+            else f"copies {seen.expanded_bytes / kv:.3g} times as large as K and V were written, and read again",
             "leave the keys as they are and group the queries: bgrtd,bgsd->bgrts",
         )
-    if seen.appended_bytes >= 0.5 * seen.kv_bytes > 0:
+    if seen.appended_bytes >= 0.5 * kv > 0:
+        new = f"{seen.q_len} token{'s' if seen.q_len > 1 else ''}"
         yield Finding(
             "concatenated",
-            f"{_times(seen.appended_bytes, seen)} K and V written into a new place, to add {seen.q_len} token(s)",
+            f"{seen.appended_bytes:,} bytes of K and V were written into a new place to add {new}",
             "preallocate, and write the new token in place",
         )
-    if seen.copied_bytes >= 0.5 * seen.kv_bytes > 0:
+    if seen.copied_bytes >= 0.5 * kv > 0:
         yield Finding(
             "copied",
-            f"{_times(seen.copied_bytes, seen)} K and V written as copies on the way to the scores",
+            f"{seen.copied_bytes:,} bytes of copies of K and V were written on the way to the scores",
             "look for contiguous(), a change of dtype, a factor on K: views of a cache need none of them",
         )
 
@@ -186,7 +188,7 @@ def _of_reading(seen: Evidence):
             "read again",
             "enable_gqa on a CPU: one operation, in which each query head fetches its keys; no meter sees inside"
             if seen.rereads
-            else f"the keys and values that were read were read {seen.kv_bytes_read / seen.kv_bytes_touched:.3g} times",
+            else f"what is read of K and V is read {seen.kv_bytes_read / seen.kv_bytes_touched:.3g} times",
             "lay the query heads of a group out as rows of one product",
         )
     if seen.kv_bytes_touched >= 1.1 * seen.kv_bytes > 0:
@@ -216,7 +218,7 @@ def _of_time(seen: Evidence):
 def _nothing(seen: Evidence) -> Finding:
     if seen.unseen:
         return Finding("not counted", seen.unseen, "look at the function as it was before")
-    read = f"{_times(seen.kv_bytes_read, seen)} K and V read, nothing copied"
+    read = f"K and V read {seen.kv_bytes_read / max(1, seen.kv_bytes):.3g} times, nothing copied"
     share = _share(seen)
     if share is None:
         return Finding("nothing wasted", read, "hand over read_bytes_per_s=read_bandwidth() to have it timed")
@@ -243,10 +245,6 @@ def _share(seen: Evidence) -> float | None:
     if seen.wall_s is None or seen.read_bytes_per_s is None:
         return None
     return (seen.weight_bytes + seen.kv_bytes) / seen.wall_s / seen.read_bytes_per_s
-
-
-def _times(n_bytes: int, seen: Evidence) -> str:
-    return f"{n_bytes / seen.kv_bytes:.3g} times"
 
 
 def _ms(seconds: float) -> str:

@@ -420,7 +420,7 @@ WRONG_CLOCKS = {
     "one warm-up too few": lambda step, clock, n_steps=5, n_warmup=2: statistics.median(
         clock_all(step, clock, n_steps + 1, max(0, n_warmup - 1))),
     "one step too many": lambda step, clock, n_steps=5, n_warmup=2: statistics.median(
-        clock_all(step, clock, n_steps + 2, n_warmup)),
+        clock_all(step, clock, n_steps + 1, n_warmup)),
     "warm-up after": lambda step, clock, n_steps=5, n_warmup=2: statistics.median(
         clock_all(step, clock, n_steps + n_warmup, 0)[: n_steps + 1]),
     "deviation": lambda *a, **k: statistics.pstdev(clock_all(a[0], a[1], k["n_steps"], k["n_warmup"])),

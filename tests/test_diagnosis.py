@@ -192,7 +192,7 @@ def test_the_same_call_gives_the_same_text():
 def test_the_text_says_cause_evidence_and_remedy():
     text = repr(why_not_faster(repeated, **SIZES))
     assert text.splitlines()[0] == "expanded"
-    assert "because  copies were written, 4 times K and V" in text
+    assert "because  copies 4 times as large as K and V were written, and read again" in text
     assert "so       leave the keys as they are and group the queries" in text
     assert f"counted: K and V {KV:,} bytes; read " in text
 

@@ -215,7 +215,7 @@ class BuildCause:
 
 def _also(said: str, record: dict) -> str:
     """Says it where the cause that was named holds as well, but comes later."""
-    holds = _in_order(said)(record) == said and said != "at the roofline"
+    holds = said in _ORDER and _in_order(said)(record) == said
     return f"{said!r} holds as well, but something before it can be mended." if holds else ""
 
 

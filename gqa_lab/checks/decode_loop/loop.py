@@ -255,9 +255,7 @@ class BuildLoop:
             deadline = time.monotonic() + sandbox.DEADLINE_S
             known = [attempt(mistake.wrong, a.case, deadline) for a in attempts]
             same = all(a.value is not None and a.value == b.value for a, b in zip(attempts, known, strict=True))
-            reads_alike = all(
-                (a.n_read_again > 0) == (b.n_read_again > 0) for a, b in zip(attempts, known, strict=True)
-            )
+            reads_alike = all(a.n_read_again == b.n_read_again for a, b in zip(attempts, known, strict=True))
             if same and reads_alike:
                 return mistake
         return None
