@@ -599,6 +599,7 @@ def test_the_notebook_prints_what_the_check_means():
     assert all(name in cells["meter"] for name in meter.LOOPS)
 
 
+@pytest.mark.slow
 def test_kill_score(capsys):
     wrong = [("08.loop", f) for f in WRONG_LOOPS.values()] + [("08.clock", f) for f in WRONG_CLOCKS.values()]
     wrong += [("08.diagnose", f) for f in WRONG_CAUSES.values()]

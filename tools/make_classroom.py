@@ -194,7 +194,7 @@ def worked(notebook: nbformat.NotebookNode) -> list[tuple[str, list[str], list[s
 def wrong_answers(exercise: object) -> list[str]:
     """Returns a table of the mistakes that the check of an exercise names."""
     rows = []
-    if hasattr(exercise, "draw"):
+    if callable(getattr(exercise, "mistakes", ())):
         numbers = exercise.draw(0)
         rows = [(f"`{m.name}`: {m.wrong}", m.diagnosis) for m in exercise.mistakes(numbers)]
     else:
@@ -259,9 +259,8 @@ def what_goes_wrong(root: Path) -> str:
     for path in sorted(root.glob("solutions/*.ipynb")):
         for _, _, why, exercise_id in worked(nbformat.read(path, as_version=4)):
             exercise = EXERCISES[exercise_id]
-            listed = (
-                exercise.mistakes(exercise.draw(0)) if hasattr(exercise, "draw") else getattr(exercise, "mistakes", ())
-            )
+            listed = getattr(exercise, "mistakes", ())
+            listed = listed(exercise.draw(0)) if callable(listed) else listed
             told = list(dict.fromkeys(m.diagnosis for m in listed))
             most = re.search(r"\*\*The mistakes? most people make\*\*:? ?(?:is |is to |are )?(.*)", " ".join(why), re.S)
             text = most[1] if most else told[0] if told else "see the solution"

@@ -121,7 +121,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
     return [m for m in wrong if m.name not in _OTHER or m.wrong != right[m.name]]
 
 
-def _wrong_rooms(numbers: dict) -> list[tuple[float, str]]:
+def _wrong_rooms(numbers: dict) -> list[tuple[int | float, str]]:
     card, weights, used = numbers["card_gb"], numbers["weights_gb"], 1 - numbers["kept_free"]
     return [
         (card * used, "And the weights? They are on the card as well."),
@@ -131,7 +131,7 @@ def _wrong_rooms(numbers: dict) -> list[tuple[float, str]]:
     ]
 
 
-def _wrong_chats(numbers: dict, right: dict, wrong_gb: list[tuple[float, str]]) -> list[Mistake]:
+def _wrong_chats(numbers: dict, right: dict, wrong_gb: list[tuple[int | float, str]]) -> list[Mistake]:
     """Wrong numbers of chats, those that follow from a chat of wrong size too; of two reasons the first is told."""
     left = numbers["card_gb"] * (1 - numbers["kept_free"]) - numbers["weights_gb"]
     more = numbers["n_heads"] / numbers["n_kv_heads"]
