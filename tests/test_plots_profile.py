@@ -27,6 +27,7 @@ def test_the_line_is_the_predicted_bytes_at_the_ceiling_and_dots_are_measured():
     assert [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots] == [(500, 2), (1000, 7), (2000, 13)]
     assert [dot.get_markerfacecolor() for dot in dots] == ["none", *[STYLE["gqa"]["color"]] * 2]
     assert {dot.get_marker() for dot in dots} == {"o"} and floor.get_color() == STYLE["gqa"]["color"]
+    assert floor.get_linestyle() == "--"
     assert axes.get_ylim()[0] == 0
     text = axes.get_label()
     assert axes.get_title("left") == "From 500 to 2,000 tokens a step goes from 2 to 13 ms" == text.split(". ")[0]

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from gqa_lab.plots.frame import STYLE, new_axes
 
 SHADES = {"attention": "0.15", "append": "0.35", "projections": "0.5", "mlp": "0.65", "head": "0.8"}
+UNKNOWN = {"color": "black", "marker": "o", "linestyle": "-"}  # a model whose kind of attention is not known
 WORDS = {"mlp": "MLP", "append": "append", "head": "output matrix", "unattributed": "the rest"}
 
 
@@ -23,11 +24,11 @@ def step_by_context(record: dict) -> Axes:
     points, ceiling = record["sweep"], record["ceilings"]["read_bytes_per_s"]
     if not points:
         raise ValueError("this profile has no sweep; profile_decode(model, sweep=[1024, 4096]) measures one")
-    axes, style = new_axes(7.0, 3.6), STYLE.get(record["sizes"].get("kind"), {"color": "black", "marker": "o"})
+    axes, style = new_axes(7.0, 3.6), STYLE.get(record["sizes"].get("kind"), UNKNOWN)
     tokens, ms = [p["kv_len"] for p in points], [1000 * p["seconds"] for p in points]
     floor = [1000 * p["read_bytes"] / ceiling for p in points]
-    axes.plot(tokens, floor, color=style["color"])
-    beside = -16 if floor[-1] > max(ms) / 4 else 6  # points below the line, or above one that lies at the bottom
+    axes.plot(tokens, floor, color=style["color"], linestyle=style["linestyle"])
+    beside = -24 if floor[-1] > max(ms) / 4 else 6  # points below the line, or above one that lies at the bottom
     at = dict(textcoords="offset points", ha="right", fontsize=9)
     axes.annotate("predicted bytes, read at the ceiling", (tokens[-1], floor[-1]), (0, beside), **at)
     if record["fit"]:
