@@ -13,15 +13,25 @@ from gqa_lab.checks import (
     gpu_kernel,
     grouped_query,
     kv_cache,
+    kv_cache_profiler,
     multi_head,
     multi_query,
     start_here,
     what_it_costs,
 )
-from gqa_lab.checks.answers import Hand
 from gqa_lab.checks.verdict import SYMBOLS, Page, Verdict
 
-LESSONS = (start_here, attention, multi_head, kv_cache, multi_query, grouped_query, what_it_costs, gpu_kernel)
+LESSONS = (
+    start_here,
+    attention,
+    multi_head,
+    kv_cache,
+    multi_query,
+    grouped_query,
+    what_it_costs,
+    gpu_kernel,
+    kv_cache_profiler,
+)
 EXERCISES = {exercise.id: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 PREDICTIONS = {prediction.id: prediction for lesson in LESSONS for prediction in lesson.PREDICTIONS}
 
@@ -90,7 +100,7 @@ def case(exercise_id: str, seed: int = 0) -> dict:
     Raises:
         ValueError: for an exercise that has no numbers to draw.
     """
-    drawn = {i: e for i, e in EXERCISES.items() if isinstance(e, Hand)}
+    drawn = {i: e for i, e in EXERCISES.items() if hasattr(e, "draw")}
     numbers = drawn[_known(exercise_id, drawn)].draw(seed)
     _seeds[exercise_id] = seed
     return numbers

@@ -106,8 +106,13 @@ QUESTIONS = (
 
 def placement_questions() -> Page:
     """Returns the ten questions, to read."""
+    return page(QUESTIONS)
+
+
+def page(questions: tuple[Question, ...]) -> Page:
+    """Returns questions, to read."""
     blocks = []
-    for number, question in enumerate(QUESTIONS, start=1):
+    for number, question in enumerate(questions, start=1):
         options = [f"   {letter}) {text}" for letter, text in zip("abcd", question.options, strict=False)]
         blocks.append("\n".join([f"{number}. {question.text}", *options]))
     return Page("\n\n".join(blocks))
@@ -119,29 +124,29 @@ def placement(answers: object) -> Verdict:
     Args:
         answers: ten letters in the order of the questions, `-` for "I don't know"; None for not yet.
     """
-    if not isinstance(answers, str):
-        text = f'Write ten letters in a row, one per question, and {UNANSWERED} where you don\'t know: "ab-c…".'
-        return Verdict("not attempted", text, "placement")
-    letters = "".join(answers.lower().replace(",", " ").split())
-    if problem := _unreadable(letters):
-        return Verdict("not attempted", problem, "placement")
-    right = {n for n, (letter, q) in enumerate(zip(letters, QUESTIONS, strict=True), start=1) if letter == q.right}
+    right = right_numbers(answers, QUESTIONS)
+    if isinstance(right, str):
+        return Verdict("not attempted", right, "placement")
     wrong = set(range(1, len(QUESTIONS) + 1)) - right
-    marks = f"Right: {_numbers(right)}. Not yet: {_numbers(wrong)}."
+    marks = f"Right: {listed_numbers(right)}. Not yet: {listed_numbers(wrong)}."
     return Verdict("recorded", f"{marks}\n{_door(right)} Every other lesson stays open to you.", "placement")
 
 
-def _unreadable(letters: str) -> str | None:
-    if len(letters) != len(QUESTIONS):
+def right_numbers(answers: object, questions: tuple[Question, ...]) -> set[int] | str:
+    """Returns the numbers of the questions answered right, or a sentence on why the answers cannot be read."""
+    if not isinstance(answers, str):
+        return f'Write ten letters in a row, one per question, and {UNANSWERED} where you don\'t know: "ab-c…".'
+    letters = "".join(answers.lower().replace(",", " ").split())
+    if len(letters) != len(questions):
         return (
-            f"That is {len(letters)} letters; there are {len(QUESTIONS)} questions. Write {UNANSWERED} "
-            f"for “don't know”."
+            f"That is {len(letters)} letters; there are {len(questions)} questions. Write {UNANSWERED} "
+            f"for “don’t know”."
         )
-    for number, (letter, question) in enumerate(zip(letters, QUESTIONS, strict=True), start=1):
+    for number, (letter, question) in enumerate(zip(letters, questions, strict=True), start=1):
         options = "abcd"[: len(question.options)]
         if letter not in options + UNANSWERED:
             return f"Question {number} has the options {', '.join(options)} and {UNANSWERED}; you wrote “{letter}”."
-    return None
+    return {n for n, (letter, q) in enumerate(zip(letters, questions, strict=True), start=1) if letter == q.right}
 
 
 def _door(right: set[int]) -> str:
@@ -156,5 +161,6 @@ def _door(right: set[int]) -> str:
     return f"Start with lesson {LESSONS[6]}: you know how it works; now what it costs."
 
 
-def _numbers(numbers: set[int]) -> str:
+def listed_numbers(numbers: set[int]) -> str:
+    """Returns them for a sentence: 1, 4, 7."""
     return ", ".join(map(str, sorted(numbers))) or "none"
