@@ -11,7 +11,7 @@ from gqa_lab.config import divisors
 def draw(seed: int) -> dict:
     """Returns a product: a model whose KV heads are still open, a card, a workload, a quality target."""
     if seed == 0:
-        return _product(44, 6144, 48, 112, 34, 12, 60_000, 40)
+        return _product(44, 6144, 48, 112, 34, 14, 60_000, 40)
     rng = np.random.default_rng((105, seed))
     for _ in count():
         h, d = int(rng.choice((24, 36, 40, 48, 60))), int(rng.choice((80, 96, 112, 144)))
@@ -108,9 +108,10 @@ def mistakes(numbers: dict) -> list[Mistake]:
         Mistake("ms_per_token", 1000 * (weights + chat) / bandwidth, "One chat. All agents' caches are read."),
         Mistake("ms_per_token", agents * 1000 * (weights + chat) / bandwidth,
                 "One read of the weights serves all agents."),
-        Mistake("ms_per_token", 1000 * agents * chat / bandwidth, "Only the caches. The step reads the weights too."),
-        Mistake("ms_per_token", 1000 * weights / bandwidth, "Only the weights. The step reads the caches too."),
-        Mistake("ms_per_token", 1000 * max(weights, agents * chat) / bandwidth, "One wire for both: add."),
+        Mistake("ms_per_token", 1000 * agents * chat / bandwidth,
+                "Only the caches. The weights come through the same wire: add them."),
+        Mistake("ms_per_token", 1000 * weights / bandwidth,
+                "Only the weights. The caches come through the same wire: add them."),
         Mistake("ms_per_token", step / agents, "Every agent waits for the whole step."),
         Mistake("ms_per_token", step / 1000, "These are seconds. Give milliseconds."),
         Mistake("crossover_tokens", weights * 1e9 / token, f"That is one agent. {agents} own a cache each."),

@@ -75,6 +75,9 @@ def _wrong(numbers: dict) -> list[Mistake]:
             (value // 4, "A quarter of it. Both K and V are kept, and an element takes 2 bytes."),
             (value * r, "You counted n_heads. A cache holds KV heads only."),
             (value // numbers["n_kv_heads"], "That is one KV head."),
+            (2 * value, "Twice too much. Count K and V once each, and 2 bytes for an element."),
+            (value / 1e6, "These are MB. Give bytes."),
+            (value / 1e9, "These are GB. Give bytes."),
         )
     ]
     only_longest = "Only the longest sequence. The others count as well."
@@ -83,7 +86,10 @@ def _wrong(numbers: dict) -> list[Mistake]:
         *wrong,
         Mistake("capacity_bytes", one * slots, f"One sequence. The buffer holds {n} of them."),
         Mistake("capacity_bytes", one, "That is one token."),
+        Mistake("capacity_bytes", slots * n, "These are slots. How many bytes does one take?"),
         Mistake("used_bytes", one, "That is one token."),
+        Mistake("used_bytes", sum(tokens), "These are tokens. How many bytes does one leave?"),
+        Mistake("used_bytes", used + one * n, "The new tokens are among `tokens` already: they count after the step."),
         Mistake("used_bytes", one * longest, only_longest),
         Mistake("used_bytes", one * longest * n, padded),
         Mistake("used_bytes", capacity, "That is what was allocated. Used are the slots that hold a token."),
