@@ -45,7 +45,10 @@ def test_the_numbers_of_the_predictions_are_what_the_library_computes():
     cache, long = (costs.kv_cache_bytes(smollm2, batch_size=1, kv_len=n, bytes_per_element=4) for n in (1000, 8192))
     weights = costs.weight_bytes_read(smollm2, bytes_per_element=4)
     assert f"{cache / 1e6:.0f} of {(cache + weights) / 1e6:.0f} MB" == "46 of 584 MB" and f"{long / 1e6:.0f}" == "377"
-    assert f"{2 / 3 * cache / (cache + weights):.0%}" == "5%" and "less than a tenth" in PREDICTIONS["10.p4"].options["b"][0]
+    assert (
+        f"{2 / 3 * cache / (cache + weights):.0%}" == "5%"
+        and "less than a tenth" in PREDICTIONS["10.p4"].options["b"][0]
+    )
     narrower = weights - costs.weight_bytes_read(with_kv_heads(smollm2, 1), bytes_per_element=4)
     assert f"{narrower / (cache + weights):.0%}" == "3%"
 
@@ -97,7 +100,10 @@ def test_the_profile_on_paper_is_what_the_library_computes():
         ("occupancy_percent", 1966, "Upside down"),
         ("wasted_bytes", 543_191_040, "Only the longest"),
         ("wasted_bytes", 566_231_040, "all that was allocated"),
-        ("wasted_bytes", 94.9, "What was allocated and holds no token"),
+        ("wasted_bytes", 94.9, "a share, in percent"),
+        ("wasted_bytes", 23_326, "These are slots"),
+        ("wasted_bytes", 537_361_920, "What was allocated and holds no token"),
+        ("occupancy_percent", 5, "give three digits"),
         ("copied", True, "A copy would be written"),
         ("copied", "no", "write True or False, without quotes"),
         ("copied", 0, "True or False."),
@@ -264,7 +270,7 @@ def test_a_wrong_fit_that_is_not_listed_is_rejected_and_not_misnamed(name):
 @pytest.mark.parametrize(
     "function, part",
     [
-        (lambda x, t, c: (0.0, np.mean(x / t)), "Mean of bytes / time: the fixed cost hides"),
+        (lambda x, t, c: (0.0, np.mean(x / t)), "the fixed cost hides in it"),
         (lambda x, t, c: (0, (x @ x) / (x @ t)), "A line through zero"),
         (lambda x, t, c: (0, sum(x) / sum(t)), "All bytes over all seconds"),
         (lambda x, t, c: np.polyfit(x, t, 1), "Hand back t0 first, then the bandwidth. Your second number"),
@@ -276,7 +282,9 @@ def test_a_wrong_fit_that_is_not_listed_is_rejected_and_not_misnamed(name):
         (no_t0, "it should return two numbers, (t0_s, bytes_per_s)"),
         (UNLISTED_FITS["a dict"], "it should return two numbers"),
         (UNLISTED_FITS["the package's"], "That is the package's"),
-        (theil_sen, "It gave t0 = "),
+        (theil_sen, "Least squares: all points that are left count alike"),
+        (lambda x, t, c: (max(0, by_polyfit(x, t, c)[0]), by_polyfit(x, t, c)[1]), "Your t0 never falls below zero"),
+        (lambda x, t, c: by_polyfit(x, np.maximum(t, x / c), np.inf), "You moved the fast points onto the ceiling"),
         (lambda x, t, c: x.sort() or by_polyfit(x, t, c), "Your function changed `read_bytes`"),
     ],
 )
@@ -351,6 +359,7 @@ def test_a_wrong_estimate_that_is_not_listed_is_rejected_and_not_misnamed(name):
         (lambda t, bw, w, k, g, n: t + w / bw + k * (n // g) / bw, "1 // 3 is 0"),
         (lambda t, bw, w, k, g, n: t + (w + k // (g // n)) / bw, "ZeroDivisionError"),
         (lambda t, bw, w, k, g, n: w / bw + k * n / g / bw, "t0 is missing"),
+        (lambda t, bw, w, k, g, n: 1000 / (t + (w + k * n / g) / bw), "tokens per second"),
         (UNLISTED_ESTIMATES["rounded"], "was it rounded?"),
         (UNLISTED_ESTIMATES["root"], "Without any cache the step takes"),
     ],
@@ -513,6 +522,7 @@ def test_a_one_byte_cache_a_price_of_ones_own_and_a_first_token_a_tenth_sooner_p
         (page(price_per_hour=0), "`price_per_hour`"),
         (page(signals_help=page()["signals_help"][:2]), "2 of at least 3"),
         (page(signals_harm=[("recall", "worse", "go back to MHA")] * 2), "A threshold is a number"),
+        (page(signals_harm=[("ms per token", "p90 as before", "go back")] * 2), "A threshold is a number"),
         (page(signals_harm=[("recall", "under 90", "hm")] * 2), "and what do you do then?"),
         (page(signals_harm=[("recall", "under 90", "go back")] * 2), "stands there twice"),
         (page(signals_harm=[page()["signals_help"][0], ("recall", "under 90", "go back")]), "stands there twice"),

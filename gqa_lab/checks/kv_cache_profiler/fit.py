@@ -15,12 +15,14 @@ _SWEEPS = (  # name, MB, ms, measured ceiling in bytes per second
         ("points beside a line", [50, 120, 200, 340, 500, 720], [3.9, 7.1, 9.6, 16.2, 21.4, 31.3], 36e9),
         ("a small cache that stayed near", [24, 150, 300, 600, 1200], [0.5, 5.5, 10.1, 20.7, 40.1], _CEILING),
         ("two such points, not in order", [640, 40, 64, 320, 96, 160], [23.2, 2.4, 1.4, 12.1, 2.3, 6.5], 35e9),
+        ("a cache that is read more slowly than weights", [585, 632, 725, 913], [58.9, 64.3, 79.2, 110.4], 26e9),
     ),
     (
         ("three points on a line", [80, 160, 400], [2.5, 4.5, 10.5], 50e9),
         ("points beside a line", [60, 100, 210, 300, 450, 800], [3.2, 4.3, 7.6, 9.8, 14.9, 25.1], 36e9),
         ("a small cache that stayed near", [16, 100, 250, 500, 1000], [0.3, 3.9, 9.2, 17.1, 34.6], 42e9),
         ("two such points, not in order", [500, 30, 80, 250, 60, 125], [15.9, 1.9, 1.5, 8.6, 1.2, 4.6], 38e9),
+        ("a cache that is read more slowly than weights", [720, 310, 400, 520], [93.1, 30.4, 42.2, 63.9], 30e9),
     ),
 )
 
@@ -108,7 +110,7 @@ def _two(i: int, j: int) -> Callable:
 
 
 _NEAR = "A small cache stayed in the CPU's cache: faster than the memory can be. Flag it, don't fit it."
-_MEAN = "Mean of bytes / time: the fixed cost hides in it."
+_MEAN = "Mean of bytes / time, or another of these: the fixed cost hides in it."
 _TOTAL = "All bytes over all seconds: the fixed cost of every step hides in it."
 _ZERO = "A line through zero: a step without bytes would take no time. Let the line start at t0."
 _PER_BYTE = "Your second number is seconds per byte. Turn it round."
@@ -116,15 +118,23 @@ _ORDER = "Hand back t0 first, then the bandwidth."
 _UNITS = "Seconds and bytes per second: no milliseconds, no GB."
 _ENDS = "You drew the line through two of the points. Measured points scatter: use all of them, by least squares."
 _SIDEWAYS = "You fitted bytes over seconds. The seconds scatter, the bytes are known: fit seconds over bytes."
+_BELOW = (
+    "Your t0 never falls below zero. It may, where the bytes that grow are read more slowly than those that do not."
+)
 _SHORTEST = "Your t0 is the shortest time. It still holds the reading of its own bytes."
 _FIRST = "You leave out the first point, whatever it is. Compare bytes / seconds of each with the ceiling."
 _SMALLEST = "You leave out the smallest, whatever it is. Compare bytes / seconds of each with the ceiling."
+_MOVED = "You moved the fast points onto the ceiling. They say nothing about the memory: leave them out."
 _KEPT = "You kept what is faster than the ceiling and dropped the rest: the other way round."
 
 _RULES = (
     ("through zero", lambda b, s: (0.0, float(b @ b / (b @ s))), _ZERO),
     ("mean of rates", lambda b, s: (0.0, float((b / s).mean())), _MEAN),
     ("mean of rates, and a t0", lambda b, s: (line(b, s)[0], float((b / s).mean())), _MEAN),
+    ("median of rates", lambda b, s: (0.0, float(np.median(b / s))), _MEAN),
+    ("mean of times per byte", lambda b, s: (0.0, float(1 / np.mean(s / b))), _MEAN),
+    ("largest rate", lambda b, s: (0.0, float(np.max(b / s))), _MEAN),
+    ("last rate, and a t0", lambda b, s: (line(b, s)[0], float(b[-1] / s[-1])), _MEAN),
     ("all over all", lambda b, s: (0.0, float(b.sum() / s.sum())), _TOTAL),
     ("all over all, and a t0", lambda b, s: (line(b, s)[0], float(b.sum() / s.sum())), _TOTAL),
     ("seconds per byte", lambda b, s: line(b, s), _PER_BYTE),
@@ -141,12 +151,15 @@ _RULES = (
     ("shortest time", lambda b, s: (float(s.min()), _right(b, s)[1]), _SHORTEST),
     ("t0 in bytes", lambda b, s: (line(s, b)[0], _right(b, s)[1]),
      "Your t0 is in bytes: where is it on the other axis?"),
+    ("t0 at least 0", lambda b, s: (max(0.0, _right(b, s)[0]), _right(b, s)[1]), _BELOW),
+    ("size of t0", lambda b, s: (abs(_right(b, s)[0]), _right(b, s)[1]), _BELOW),
     ("t0 negative", lambda b, s: (-_right(b, s)[0], _right(b, s)[1]), "The sign of your t0 is turned."),
 )  # fmt: skip
 _MISTAKES = (
     Mistake("nothing flagged", _of(_all, _right), _NEAR),
     Mistake("the first left out", _of(_but_the_first, _right), _FIRST),
     Mistake("the smallest left out", _of(_but_the_smallest, _right), _SMALLEST),
+    Mistake("moved onto the ceiling", lambda b, s, c: _right(b, np.maximum(s, b / c)), _MOVED),
     Mistake("the flagged kept", _of(_the_flagged, _right), _KEPT),
     *(Mistake(name, _of(honest, rule), text) for name, rule, text in _RULES),
     *(Mistake(f"{name}, nothing flagged", _of(_all, rule), text) for name, rule, text in _RULES),
@@ -157,7 +170,8 @@ def _what(case: Case, got: np.ndarray, index: tuple) -> str:
     read_bytes, seconds, ceiling = case.args
     n_fast = int((~honest(read_bytes, seconds, ceiling)).sum())
     beyond = f" {n_fast} of the points {'is' if n_fast == 1 else 'are'} faster than the ceiling." if n_fast else ""
-    return f"It gave t0 = {got[0]:.4g} ms and {got[1] / 1e9:.4g} GB/s.{beyond}"
+    equal = " Least squares: all points that are left count alike." if len(read_bytes) > 3 else ""
+    return f"It gave t0 = {got[0]:.4g} ms and {got[1] / 1e9:.4g} GB/s.{beyond}{equal}"
 
 
 FIT = Build(
@@ -173,8 +187,8 @@ FIT = Build(
     pack=_pack,
     returns="two numbers, (t0_s, bytes_per_s)",
     explain=_what,
-    tested="Tested on four sweeps: exact, scattered, with one point and with two that never left the CPU's cache.",
-    notice="Notice: t0 is what no smaller cache can save, and the slope is what every byte costs. A mean of GB/s mixes "
-    "the two.",
+    tested="Tested on five sweeps: exact, scattered, with one point and with two that never left the CPU's cache, and "
+    "one whose t0 lies below zero.",
+    notice="Notice: the slope is what every further byte costs, t0 is all else. A mean of GB/s mixes the two.",
     tolerance=1e-6,
 )

@@ -4,7 +4,7 @@ from itertools import count
 
 import numpy as np
 
-from gqa_lab.checks.answers import Hand, Mistake, tells_apart, unit_slip
+from gqa_lab.checks.answers import Hand, Mistake, agrees, tells_apart, unit_slip
 
 _GROUPS = [(g * r, g) for g in (2, 3, 5, 7) for r in (2, 3, 5, 7) if r != g]
 _HOW = ("once", "expanded", "slots", "gathered")  # how the step reads the cache
@@ -90,6 +90,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("used_bytes", one, "That is one token."),
         Mistake("used_bytes", sum(tokens), "These are tokens. How many bytes does one leave?"),
         Mistake("used_bytes", used + one * n, "The new tokens are among `tokens` already: they count after the step."),
+        Mistake("used_bytes", used // n, "That is a mean over the sequences. Add them up."),
         Mistake("used_bytes", one * longest, only_longest),
         Mistake("used_bytes", one * longest * n, padded),
         Mistake("used_bytes", capacity, "That is what was allocated. Used are the slots that hold a token."),
@@ -100,8 +101,16 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("occupancy_percent", used / capacity, "That is a share of 1. Give it in percent."),
         Mistake("occupancy_percent", 100 - 100 * used / capacity, "That is what stands empty."),
         Mistake("occupancy_percent", 100 * capacity / used, "Upside down: used, divided by what was allocated."),
+        *(
+            [Mistake("occupancy_percent", rounded, "Nearly: give three digits.")]
+            if not agrees(rounded := float(round(right["occupancy_percent"])), right["occupancy_percent"])
+            else []
+        ),
+        Mistake("wasted_bytes", slots * n - sum(tokens), "These are slots. How many bytes does one take?"),
         Mistake("wasted_bytes", capacity - one * longest, only_longest),
         Mistake("wasted_bytes", capacity - one * longest * n, padded),
+        Mistake("wasted_bytes", 100 - 100 * used / capacity, "That is a share, in percent. Give bytes."),
+        Mistake("wasted_bytes", 1 - used / capacity, "That is a share. Give bytes."),
         Mistake("wasted_bytes", used, "That is what is used. Wasted is what was allocated and holds no token."),
         Mistake("wasted_bytes", capacity, "That is all that was allocated. Some of it is used."),
         Mistake("copied", not right["copied"], _about_copies(numbers)),

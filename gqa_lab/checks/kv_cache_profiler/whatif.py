@@ -46,12 +46,13 @@ _NO_T0 = "t0 is missing: what a step takes before any byte is read."
 _NO_WEIGHTS = "The weights are missing. Each step reads them as well."
 _NO_CACHE = "The cache is missing. Each step reads it as well."
 _UPSIDE_DOWN = "Upside down: fewer heads, more time?"
-_WHOLE = "You divided whole numbers with //: 1 // 3 is 0, and the cache is gone."
+_WHOLE = "You divided in whole numbers: 1 // 3 is 0, and the cache is gone."
 _UNCHANGED = "The new number of KV heads makes no difference in your function."
 _ONE_HEAD = "`kv_mb` is the cache of all `n_kv_heads` heads. Divide by them first."
 _UNITS = "MB divided by GB/s are milliseconds already."
 _TWICE = "You counted K and V again. `kv_mb` holds both."
 _MAX = "Weights and cache come through the same wire: add them."
+_OLDER = "The older cache went out twice. What is left is the cache of the new KV heads."
 _DIFFERENCE = "That is what changes. How long does the whole step take?"
 
 _MISTAKES = tuple(
@@ -81,6 +82,13 @@ _MISTAKES = tuple(
          "Time is bytes divided by bandwidth."),
         ("K and V again", lambda t, bw, w, k, g, n: t + (w + 2 * k * n / g) / bw, _TWICE),
         ("maximum", lambda t, bw, w, k, g, n: t + max(w, k * n / g) / bw, _MAX),
+        ("tokens per second", lambda t, bw, w, k, g, n: 1000 / (t + (w + k * n / g) / bw),
+         "These are tokens per second. Give milliseconds."),
+        ("what is saved", lambda t, bw, w, k, g, n: t + (w + k * (1 - n / g)) / bw,
+         "You took what is saved in place of what is left."),
+        ("only the difference", lambda t, bw, w, k, g, n: t + (w + k * (n - g) / g) / bw, _OLDER),
+        ("rounded", lambda t, bw, w, k, g, n: t + (w + k * round(n / g)) / bw, _WHOLE),
+        ("t0 in seconds", lambda t, bw, w, k, g, n: t / 1000 + (w + k * n / g) / bw, "t0 is in milliseconds already."),
         ("difference", lambda t, bw, w, k, g, n: k * (n - g) / g / bw, _DIFFERENCE),
         ("saving", lambda t, bw, w, k, g, n: k * (g - n) / g / bw, _DIFFERENCE),
         ("added", lambda t, bw, w, k, g, n: t + (w + k + k * n / g) / bw,
