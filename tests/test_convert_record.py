@@ -11,7 +11,7 @@ from gqa_lab.convert import convert_kv_heads, pool_layers
 from gqa_lab.model import Transformer
 from gqa_lab.plots import damage_by_layer
 from gqa_lab.plots import recovery as recovery_figure
-from gqa_lab.recorded import RESULTS, recorded
+from gqa_lab.recorded import recorded
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import convert_fit  # noqa: E402
@@ -102,8 +102,6 @@ def test_the_mean_of_equal_opposite_and_unrelated_heads_keeps_all_nothing_and_a_
 
 @pytest.fixture(scope="module")
 def record():
-    if not (RESULTS / "convert_smollm2.json").exists():
-        pytest.skip("benchmarks/convert_smollm2.py has not been run to its end")
     return recorded("convert_smollm2")
 
 
