@@ -1,10 +1,10 @@
 """What pooling does layer by layer, and whether the damages of single layers add up."""
 
 import torch
-import torch.nn.functional as F
 from convert_texts import held_out, loss
 
 from gqa_lab.convert import pool_layers
+from gqa_lab.listen import calls_of_layers, loss_from
 
 PARTS = {"k": ("k_proj",), "v": ("v_proj",), "both": ("k_proj", "v_proj")}
 N_CHOSEN = 10
@@ -13,30 +13,6 @@ N_CHOSEN = 10
 def first_windows(tokenizer) -> torch.Tensor:
     """Returns 1,024 tokens of A: the first window of each held-out topic."""
     return held_out(tokenizer)["A"][::2]
-
-
-def calls_of_layers(model, ids: torch.Tensor) -> list[tuple]:
-    """Returns what each layer is called with: positional and keyword arguments."""
-    calls = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, *call: calls.append(call), with_kwargs=True)
-        for layer in model.layers
-    ]
-    with torch.no_grad():
-        model.hidden(ids)
-    for hook in hooks:
-        hook.remove()
-    return calls
-
-
-@torch.no_grad()
-def loss_from(model, i: int, call: tuple, ids: torch.Tensor) -> float:
-    """Returns the loss of the model from layer i on, which saves the layers below that nothing changed."""
-    (x, *rest), attention = call
-    for layer in model.layers[i:]:
-        x = layer(x, *rest, **attention)
-    logits = model.logits(model.norm(x))
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
 
 
 def layers(model, tokenizer) -> dict:

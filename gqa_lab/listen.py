@@ -9,7 +9,7 @@ from gqa_lab.attention import Attend, grouped_attention, sdpa_attention
 from gqa_lab.checkpoint import find_smollm2, load_pretrained
 from gqa_lab.generate import generate
 from gqa_lab.model import Transformer
-from gqa_lab.recorded import provenance, recorded
+from gqa_lab.recorded import RESULTS, provenance, recorded
 from gqa_lab.tokenizer import Tokenizer
 
 MISSING = "The real model is not on this machine yet. Bring it once with:  python course.py lab"
@@ -21,6 +21,11 @@ keeps the old lists in a wooden box beside the stove. Nobody has ever asked to r
 without a memory is only a hole in the coast. Last year a young woman came and wanted to know when her grandfather \
 had sailed for the last time. He opened the box, turned the pages, and found the name within a minute."""
 """A text that no model has been trained on; `cross_entropy` reads it."""
+
+
+def story() -> str:
+    """Returns a story written for this course, some 1,000 tokens long: the text on which conversions are judged."""
+    return (RESULTS.parent / "narrative.txt").read_text(encoding="utf-8")
 
 
 def listen(
@@ -89,3 +94,33 @@ def cross_entropy(model: Transformer, token_ids: Int[Tensor, "1 T"], *, attend: 
     """
     logits = model(token_ids, attend=attend)
     return F.cross_entropy(logits[0, :-1].float(), token_ids[0, 1:]).item()
+
+
+@torch.no_grad()
+def calls_of_layers(model: Transformer, ids: Int[Tensor, "B T"]) -> list[tuple[tuple, dict]]:
+    """Returns what each layer is called with while the model reads: positional and keyword arguments."""
+    calls: list[tuple[tuple, dict]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, *call: calls.append(call), with_kwargs=True)
+        for layer in model.layers
+    ]
+    model.hidden(ids)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+@torch.no_grad()
+def loss_from(model: Transformer, i: int, call: tuple[tuple, dict], ids: Int[Tensor, "B T"]) -> float:
+    """Returns the cross-entropy of the model from layer i on, in nats: layers below that nothing changed are saved.
+
+    Args:
+        i: the first layer that is computed.
+        call: what it is called with, one of `calls_of_layers`.
+        ids: the tokens that were read.
+    """
+    (x, *rest), attention = call
+    for layer in model.layers[i:]:
+        x = layer(x, *rest, **attention)
+    logits = model.logits(model.norm(x))
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).item()

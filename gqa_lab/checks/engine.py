@@ -15,13 +15,24 @@ from gqa_lab.checks import (
     kv_cache,
     multi_head,
     multi_query,
+    quality,
     start_here,
     what_it_costs,
 )
 from gqa_lab.checks.answers import Hand
 from gqa_lab.checks.verdict import SYMBOLS, Page, Verdict
 
-LESSONS = (start_here, attention, multi_head, kv_cache, multi_query, grouped_query, what_it_costs, gpu_kernel)
+LESSONS = (
+    start_here,
+    attention,
+    multi_head,
+    kv_cache,
+    multi_query,
+    grouped_query,
+    what_it_costs,
+    quality,
+    gpu_kernel,
+)
 EXERCISES = {exercise.id: exercise for lesson in LESSONS for exercise in lesson.EXERCISES}
 PREDICTIONS = {prediction.id: prediction for lesson in LESSONS for prediction in lesson.PREDICTIONS}
 
