@@ -82,7 +82,8 @@ class Hand:
         if slip := unit_slip(key, value, right):
             known.append(slip)
         if isinstance(value, str) and not isinstance(right, str):
-            known = [f"{value!r} is text; write a number, without quotes."]
+            what = "True or False" if isinstance(right, bool) else "a number"
+            known = [f"{value!r} is text; write {what}, without quotes."]
         if isinstance(right, list) and not known and isinstance(value, list) and len(value) != len(right):
             what = "rows" if isinstance(right[0], list) else "numbers"
             known = [f"You gave {len(value)} {what}. {self.look[key]}"]

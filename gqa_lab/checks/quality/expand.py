@@ -29,6 +29,7 @@ _SIZES = (  # the rows are G·D; G = 1 and G = H hide mistakes, the first two do
 _ROWS = "You copied rows; copy blocks of head_dim rows. A head is head_dim rows, side by side."
 _ZERO = "Your new heads are zero: a zero key has score 0, not weight 0. Each query head needs a copy of its KV head."
 _SHORTER = "A shared key must not get shorter: every query head reads the KV head as it was. Don't divide."
+_COPIES = "You made n_heads copies of each KV head. Each needs one for every query head of its group."
 _COLUMNS = "You copied columns. A column belongs to a number that comes in; heads are made of rows."
 
 
@@ -88,8 +89,9 @@ def _found_heads(case: Case, got: np.ndarray, index: tuple) -> str:
     w, n_heads, head_dim = case.args
     kv_heads, found = w.reshape(-1, head_dim, w.shape[1]), []
     for head in got.reshape(n_heads, head_dim, -1):
-        equal = [str(g) for g in range(len(kv_heads)) if np.allclose(head, kv_heads[g])]
-        found.append(equal[0] if equal else "?")
+        shares = {g: (head * kv).sum() / (kv * kv).sum() for g, kv in enumerate(kv_heads)}
+        alike = [(g, x) for g, x in shares.items() if np.allclose(head, x * kv_heads[g]) and abs(x) > 1e-6]
+        found += [str(g) if np.isclose(x, 1) else f"{x:.2g} times {g}" for g, x in alike[:1]] or ["?"]
     return f"Cut into blocks of {head_dim} rows, yours are the KV heads [{', '.join(found)}]."
 
 
@@ -122,6 +124,16 @@ EXPAND = Build(
         ),
         Mistake("divided by R", lambda w, n, d: _right(w, n, d) / _shared(w, n, d), _SHORTER),
         Mistake("divided by the root of R", lambda w, n, d: _right(w, n, d) / _shared(w, n, d) ** 0.5, _SHORTER),
+        Mistake(
+            "times the root of R",
+            lambda w, n, d: _right(w, n, d) * _shared(w, n, d) ** 0.5,
+            "You made the copies longer. A copy is as long as the head it is a copy of; don't multiply.",
+        ),
+        Mistake(
+            "i % R",
+            partial(_by_map, lambda i, h, g: i % (h // g)),
+            "You took the place inside the group, i % R. The KV head is the number of the group.",
+        ),
         Mistake("zeros between", partial(_zero_but, lambda i, r, g: i % r == 0), _ZERO),
         Mistake("zeros at the end", _padded, _ZERO),
         Mistake(
@@ -137,9 +149,21 @@ EXPAND = Build(
         Mistake("columns one by one", lambda w, n, d: w.repeat_interleave(_shared(w, n, d), 1), _COLUMNS),
         Mistake("columns tiled", lambda w, n, d: w.repeat(1, _shared(w, n, d)), _COLUMNS),
         Mistake(
+            "rows come out as (D, H)",
+            lambda w, n, d: _right(w, n, d).unflatten(0, (n, d)).transpose(0, 1).flatten(0, 1),
+            "Right heads, laid out number by number: row 1 is number 0 of head 1. A head's rows stand together.",
+        ),
+        Mistake("H times all", lambda w, n, d: w.repeat(n, 1), _COPIES),
+        Mistake(
+            "copies on an axis of their own",
+            lambda w, n, d: torch.stack([w] * _shared(w, n, d)),
+            "The copies are an axis of their own, and it stands before the heads. A projection is a matrix, and in it "
+            "the copies of a head stand side by side.",
+        ),
+        Mistake(
             "H copies",
             lambda w, n, d: _heads(w, d).repeat_interleave(n, 0).flatten(0, 1),
-            "You made n_heads copies of each KV head. Each needs one for every query head of its group.",
+            _COPIES,
         ),
         Mistake(
             "unchanged",

@@ -22,6 +22,7 @@ _LENGTH += "lesson tests it."
 _FIRST = "That is `first`, not `mean`: the other heads of each group are forgotten."
 _SUM = "That is the sum. A mean divides by how many heads became one."
 _DIVISOR = "You divided by the wrong number. How many heads became one?"
+_COPIED = "Right means, copied back to every old head: the cache would be as large as before. Keep each once."
 _COLUMNS = "You averaged columns. A column belongs to a number that comes in; heads are made of rows."
 
 
@@ -95,7 +96,18 @@ POOL = Build(
         Mistake("sum", _pooled(lambda heads: heads.sum(1)), _SUM),
         Mistake("divided by the new heads", _pooled(lambda heads: heads.sum(1) / len(heads)), _DIVISOR),
         Mistake("divided by all old heads", _pooled(lambda heads: heads.mean(1) / len(heads)), _DIVISOR),
+        Mistake("divided by head_dim", lambda w, n, d: _pooled(lambda heads: heads.sum(1) / d)(w, n, d), _DIVISOR),
         Mistake("divided by 2", _pooled(lambda heads: heads.sum(1) / 2), _DIVISOR),
+        Mistake(
+            "n_kv_heads as the size of a group",
+            lambda w, n, d: w.unflatten(0, (-1, n, d)).mean(1).flatten(0, 1),
+            "You made groups of n_kv_heads heads. It is the number of groups, and of new heads.",
+        ),
+        Mistake(
+            "over the groups",
+            _pooled(lambda heads: heads.mean(0)),
+            "You averaged over the groups instead of inside each: the first heads of all groups became one, and so on.",
+        ),
         Mistake(
             "one mean for all",
             _pooled(lambda heads: heads.mean((0, 1)).repeat(len(heads), 1, 1)),
@@ -148,10 +160,12 @@ POOL = Build(
             lambda w, n, d: w.unflatten(0, (n, -1, d)).mean(1),
             "Right heads, still an axis of their own: [heads, D, C]. A projection is a matrix: merge the two.",
         ),
-        Mistake(
-            "mean copied to all old heads",
-            lambda w, n, d: w.unflatten(0, (n, -1, d)).mean(1).repeat_interleave(len(w) // d // n, 0).flatten(0, 1),
-            "Right means, copied back to every old head: the cache would be as large as before. Keep each once.",
+        *(
+            Mistake(f"mean copied to all old heads, {how}", _pooled(back), _COPIED)
+            for how, back in (
+                ("side by side", lambda heads: heads.mean(1).repeat_interleave(heads.shape[1], 0)),
+                ("tiled", lambda heads: heads.mean(1).repeat(heads.shape[1], 1, 1)),
+            )
         ),
     ),
     tested="Tested from 6 to 2, 8 to 4, 3 to 1 and 4 to 4 heads, twice, and with weights that lie by columns.",

@@ -65,12 +65,18 @@ def _wrong(numbers: dict) -> list[Mistake]:
             for value, text in (
                 (N_SEEDS - n_worse, "That counts the seeds in which it is better: a smaller loss is better."),
                 (above_mean, "You compared with MHA's mean. Same seed, same data: compare pair by pair."),
+                (right[f"{other}_worse"], f"That is {_NAMES[other]}; here it is {_NAMES[name]}."),
+                (n_worse / N_SEEDS, "That is a share of the seeds. Count them."),
             )
         ]
         found += [
             Mistake(f"{name}_difference", value, text)
             for value, text in (
                 (-difference, "You subtracted the other way round: positive means worse than MHA."),
+                (right[f"{other}_difference"], f"That is {_NAMES[other]}; here it is {_NAMES[name]}."),
+                (sum(apart) / (N_SEEDS - 1), "You divided by 5. Six seeds make six differences."),
+                (10 * difference, "Off by 10: count the decimals."),
+                (mean(x for x in apart if x > 0), "You left out the seeds that say the opposite."),
                 (sum(apart), "That is the sum of the differences; divide by the seeds."),
                 (median(apart), "That is the median of the differences; give their mean."),
                 (round(difference, 3), "Nearly right: rounded too far. Keep two significant digits."),
@@ -78,6 +84,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
                     mean(map(abs, apart)),
                     "You dropped the signs. A seed that says the opposite counts against the rest.",
                 ),
+                (median(losses) - median(mha), "That compares the medians of two lists; compare pair by pair."),
                 (min(losses) - min(mha), "You compared the best runs. Who chose these seeds? Compare all pairs."),
                 (max(losses) - max(mha), "You compared the worst runs. Compare all pairs."),
                 (mean(losses), "That is the mean loss. How far is it from MHA's?"),
