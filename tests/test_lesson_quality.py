@@ -49,7 +49,7 @@ def test_what_is_measured_live_is_what_the_long_record_has_of_the_same_window(re
 def test_the_saved_outputs_are_the_recorded_numbers():
     found = recorded(LIVE)["found"]
     assert f"3 KV heads {found['original']:.2f}, 1 KV head {found['pooled']:.2f}" in printed("p2-settle")
-    assert f"mean times √3 {found['rescaled']:.2f}" in printed("rescale")
+    assert f"mean times √3 {found['rescaled']:.2f}" in printed("rescale-run")
     assert "layer 0 pooled {:.2f}, and fitted {:.2f}".format(*found["layer_0"]) in printed("fit-run")
 
 
@@ -78,6 +78,10 @@ def test_the_table_of_repairs_without_training_is_the_record(record):
 
 def test_what_the_page_says_about_turning_is_recorded(record):
     why, geometry = record["why"], record["summary"]
+    losses = why["losses"]
+    for way in ("turned_mean", "low_rank"):
+        gain = {text: losses["mean"]["both"][text] - losses[way]["both"][text] for text in "AB"}
+        assert gain["A"] > gain["B"] > 1 and min(losses[way]["both"].values()) > 5
     assert why["largest_change_of_loss_by_turning"] < 1e-6 and why["n_tokens_for_turns"] == 4096
     said = re.search(r"keeps (\d+)% instead of (\d+)%, of values (\d+)% instead of (\d+)%", PAGE).groups()
     shares = [
@@ -178,6 +182,8 @@ def test_what_the_lesson_says_of_decoders_from_scratch_is_recorded():
     n_parameters = {run["n_parameters"] for name, run in scratch["runs"].items() if name.startswith("text_0_8")}
     assert f"{n_bytes:,} bytes" in text and f"{n_parameters.pop() / 1e6:.2f} million" in text
     assert sizes["recall_steps"] == 500 and scratch["recall_task"]["n_pairs"] == 8
+    mha, mqa = (scratch["runs"][f"recall_0_{n}"]["n_parameters"] for n in (8, 1))
+    assert f"{1 - mqa / mha:.0%} fewer parameters" in text and scratch["models"]["recall"]["head_dim"] == 4
 
 
 def test_the_replies_to_the_second_prediction_hold_the_recorded_number():
