@@ -133,6 +133,6 @@ SPREAD = Hand(
         "mqa_difference": "The six differences, G = 1 minus MHA, and their mean, in nats.",
         "mqa_shown": "True if all six pairs agree in sign, else False.",
     },
-    notice="Notice: seeds differ by more than kinds do, and pairing takes that away. If nothing were different, six "
+    notice="Notice: seeds differ by as much as kinds do, and pairing takes that away. If nothing were different, six "
     "pairs would still agree 1 time in 32.",
 )

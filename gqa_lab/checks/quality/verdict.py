@@ -154,7 +154,7 @@ VERDICT = Expose(
     level="decide ●●○ 8 min, further",
     keys=tuple(SENTENCES),
     examine=_examine,
-    notice="Notice: b is supported by one team and contradicted by another, and both measured. c and e are often "
+    notice="Notice: at 7B one team measured the opposite of what two others measured at 9B and 30B. c and e are often "
     "said, and these tables cannot tell.",
     mistakes=(
         *(
