@@ -94,7 +94,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
             )
         ]
         found.append(Mistake(f"{name}_shown", not right[f"{name}_shown"], _not_shown(numbers, name)))
-    return _clear(found, right)
+    return _clear(found, right, two_reasons=numbers == _MADE_UP)
 
 
 def _not_shown(numbers: dict, name: str) -> str:
@@ -109,12 +109,12 @@ def _not_shown(numbers: dict, name: str) -> str:
     return f"{said} the opposite. A mean of {right[f'{name}_difference']:+.2g} is not yet evidence."
 
 
-def _clear(mistakes: list[Mistake], right: dict) -> list[Mistake]:
-    """Leaves out what happens to be right here, and of two reasons for one value keeps the first."""
+def _clear(mistakes: list[Mistake], right: dict, *, two_reasons: bool) -> list[Mistake]:
+    """Leaves out what happens to be right here, and of two reasons for one value in drawn numbers keeps the first."""
     kept = []
     for m in mistakes:
         told = [k.wrong for k in kept if k.name == m.name]
-        if not agrees(m.wrong, right[m.name]) and not any(agrees(m.wrong, wrong) for wrong in told):
+        if not agrees(m.wrong, right[m.name]) and (two_reasons or not any(agrees(m.wrong, wrong) for wrong in told)):
             kept.append(m)
     return kept
 
