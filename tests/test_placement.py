@@ -9,6 +9,7 @@ from gqa_lab.checks import placement, placement_again, placement_questions, ques
 from gqa_lab.checks.placement import LESSONS, QUESTIONS
 from gqa_lab.checks.placement_again import QUESTIONS_AGAIN
 from gqa_lab.costs import SHAPES, prefill_flops, with_kv_heads
+from gqa_lab.recorded import recorded
 from gqa_lab.reference import visible_keys
 
 RIGHT, RIGHT_AGAIN = ("".join(q.right for q in questions) for questions in (QUESTIONS, QUESTIONS_AGAIN))
@@ -124,6 +125,9 @@ def test_the_right_options_are_what_is_computed_again():
     shapes = [SHAPES["llama-3.1-8b"], with_kv_heads(SHAPES["llama-3.1-8b"], 32)]
     gqa, mha = (prefill_flops(shape, batch_size=1, q_len=8192) for shape in shapes)
     assert chosen_again(9) == f"{gqa / mha:.2f} s"
+    losses = recorded("convert_smollm2")["summary"]["loss"]
+    assert f" {losses['original']['A']:.1f} (" in QUESTIONS_AGAIN[9].text
+    assert chosen_again(10) == f"about {losses['mean']['A']:.0f}"
 
 
 def test_no_question_is_asked_twice_with_the_same_words():
