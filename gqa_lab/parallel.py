@@ -146,7 +146,8 @@ def shard(model: Transformer, rank: int, n_processes: int, group: Group = None) 
     """Returns process `rank`'s share of a model: a `Transformer` with fewer heads that adds up with the others.
 
     `prefill`, `decode_step` and `generate` take it as any other, in all processes at once, and its `new_caches` are
-    those of its own KV heads. It shares the tables of the whole model, is for decoding only, and never trained.
+    those of its own KV heads; compiled steps do not take it. It shares the tables of the whole model, is for decoding
+    only, and never trained.
 
     Args:
         model: the whole model; it is left alone.

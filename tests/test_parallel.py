@@ -371,7 +371,7 @@ def torchrun(n_processes, *arguments):
     command += ["--nproc-per-node", str(n_processes), "-m", "gqa_lab.parallel", *arguments]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environ = os.environ | dict(PYTHONPATH=path, CUDA_VISIBLE_DEVICES="")
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environ)
 
 
 @pytest.mark.slow
