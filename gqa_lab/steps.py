@@ -31,9 +31,9 @@ def compiled() -> Step:
     length changes with each token. The first token waits for the compiler (on a CPU some ten seconds, and a C++
     compiler must be there); so does the first one of another batch size.
 
-    In float32 and bfloat16 one row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop
-    over the rows of the weights of it, on all threads. It wants them by rows, so the first step lays out the weights
-    anew; `model.lay_out_weights()` brings back what eager steps like best.
+    One row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop over the rows of the
+    weights of it, on all threads. It wants them by rows, so the first step lays out the weights anew;
+    `model.lay_out_weights()` brings back what eager steps like best.
     """
     first, between, last = (torch.compile(part, dynamic=False) for part in (_first, _between, _last))
 
@@ -100,15 +100,11 @@ def _rest(layer: Layer, x: Float[Tensor, "B 1 C"], out: Float[Tensor, "B H 1 D"]
 
 def _linear(linear: nn.Linear | nn.Embedding, x: Float[Tensor, "B 1 n"]) -> Float[Tensor, "B 1 m"]:
     weight, bias = linear.weight, getattr(linear, "bias", None)
-    if not _is_a_sum(weight, x):
+    if x.shape[0] > 1:
         return F.linear(x, weight, bias)
-    y = (weight.float() * x[0].float()).sum(-1).to(x.dtype)[None, None]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = (weight.to(wide) * x[0].to(wide)).sum(-1).to(x.dtype)[None, None]
     return y if bias is None else y + bias
-
-
-def _is_a_sum(weight: Tensor, x: Float[Tensor, "B 1 n"]) -> bool:
-    """True where a compiled sum beats the library's product: one row, but not in float16 on a CPU."""
-    return x.shape[0] == 1 and not (weight.device.type == "cpu" and weight.dtype == torch.float16)
 
 
 def _by_rows(model: Transformer) -> None:

@@ -172,6 +172,19 @@ def test_a_full_cache_refuses_a_recording_too(recordings):
         step(model, torch.tensor([[5]]), caches)
 
 
+def compare_compiled_logits(dtype: torch.dtype) -> None:
+    """Asserts that a compiled step is as close to float64 as an eager one, or closer."""
+    model, exact, ids = make_model(dtype), make_model(), torch.tensor(PROMPTS[0])
+    exact.load_state_dict(model.state_dict())  # the same numbers, as far as the dtype could hold them
+    logits = []
+    for each, step in ((exact, decode_step), (model, decode_step), (model, compiled())):
+        caches = each.new_caches(1, 8)
+        prefill(each, ids, caches)
+        logits.append(step(each, torch.tensor([[5]]), caches).double())
+    eager, ours = ((one - logits[0]).abs().max() for one in logits[1:])
+    assert logits[2].std() > 0.1 and ours <= max(2 * eager, 1e-12), (dtype, float(eager), float(ours))
+
+
 def compare_compiled(changes: dict, prompts: list) -> None:
     """Asserts that compiled steps answer as eager ones do, all layers with one program."""
     model = make_model(torch.float32, **changes)
@@ -203,6 +216,14 @@ slow = pytest.mark.slow
 def test_compiled_pieces_serve_all_layers_and_change_no_token(changes, prompts):
     # in a process of its own: the compiler cannot see through the checks of shapes that conftest.py adds
     code = f"import test_steps; test_steps.compare_compiled({changes}, {prompts})"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
+
+
+@slow
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_compiled_pieces_round_no_more_than_eager_ones(dtype):
+    code = f"import torch, test_steps; test_steps.compare_compiled_logits({dtype})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
 
