@@ -1,5 +1,7 @@
 """`Transformer`: the smallest real decoder. RMSNorm, RoPE, grouped-query attention, SwiGLU: any Llama-shaped model."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -63,6 +65,11 @@ def rotary_tables(
         frequencies = frequencies / torch.tensor(config.rope_scaling, device=device)
     angles = torch.outer(torch.arange(config.max_seq_len, device=device).float(), frequencies)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Float[Tensor, "B heads T D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B heads T D"]:
+    """Returns q or k turned by its positions; cos and sin as `Transformer.rope` returns them."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def reads_faster_by_columns(weight: Float[Tensor, "rows columns"]) -> bool:
@@ -192,14 +199,11 @@ class Transformer(nn.Module):
         """Returns what the last layer makes of each new token; `logits` turns it into a prediction."""
         self._check_ids(token_ids)
         cos, sin = self.rope(token_ids, caches)
-
-        def rotate(x: Float[Tensor, "B heads T D"]) -> Float[Tensor, "B heads T D"]:
-            return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
+        turn = partial(rotate, cos=cos, sin=sin)
         x = self.embed_tokens(token_ids)
         for i, layer in enumerate(self.layers):
             cache = None if caches is None else caches[i]
-            x = layer(x, cache, rotate=rotate, attend=attend, window=self.config.sliding_window)
+            x = layer(x, cache, rotate=turn, attend=attend, window=self.config.sliding_window)
         return self.norm(x)
 
     def logits(self, hidden: Float[Tensor, "*tokens C"]) -> Float[Tensor, "*tokens vocab"]:
