@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import pytest
@@ -34,10 +35,17 @@ def uncached(model, prompt, n):
     return ids[len(prompt) :]
 
 
+@functools.cache
+def recomputed(n, window=None):
+    """What `new_model` answers to each of PROMPTS, by the slow truth."""
+    model = new_model(sliding_window=window)
+    return [uncached(model, prompt, n) for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("attend", [expanded_attention, grouped_attention, sdpa_attention], ids=lambda f: f.__name__)
 def test_a_batch_of_different_prompts_streams_what_recomputing_each_gives(model, attend):
     steps = list(generate(model, PROMPTS, max_new_tokens=6, attend=attend, prefill_attend=attend))
-    assert [list(answer) for answer in zip(*steps, strict=True)] == [uncached(model, p, 6) for p in PROMPTS]
+    assert [list(answer) for answer in zip(*steps, strict=True)] == recomputed(6)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
@@ -46,12 +54,12 @@ def test_a_window_streams_what_recomputing_gives_from_prompts_shorter_and_longer
     model = new_model(sliding_window=window)
     steps = list(generate(model, PROMPTS, max_new_tokens=8, attend=attend, prefill_attend=attend))
     answers = [list(answer) for answer in zip(*steps, strict=True)]
-    assert answers == [uncached(model, p, 8) for p in PROMPTS]
-    assert answers != [uncached(new_model(), p, 8) for p in PROMPTS], "this window changes nothing: it tests nothing"
+    assert answers == recomputed(8, window)
+    assert answers != recomputed(8), "this window changes nothing: it tests nothing"
 
 
-def test_the_tests_model_does_not_answer_every_prompt_alike(model):
-    answers = [tuple(uncached(model, p, 6)) for p in PROMPTS]
+def test_the_tests_model_does_not_answer_every_prompt_alike():
+    answers = [tuple(answer) for answer in recomputed(6)]
     assert len(set(answers)) == 3 and all(len(set(a)) > 1 for a in answers)
 
 
@@ -68,7 +76,7 @@ def test_tokens_come_one_step_at_a_time(model):
 
 
 def test_a_stop_token_ends_its_sequence_and_is_no_part_of_the_answer(model):
-    answers = [uncached(model, p, 6) for p in PROMPTS]
+    answers = recomputed(6)
     stop = answers[0][2]
     steps = list(generate(model, PROMPTS, max_new_tokens=6, stop=[stop]))
     for answer, got in zip(answers, zip(*steps, strict=True), strict=True):
@@ -77,7 +85,7 @@ def test_a_stop_token_ends_its_sequence_and_is_no_part_of_the_answer(model):
 
 
 def test_nothing_more_is_yielded_when_all_have_finished(model):
-    first = [answer[0] for answer in (uncached(model, p, 1) for p in PROMPTS)]
+    first = [answer[0] for answer in recomputed(6)]
     assert list(generate(model, PROMPTS, max_new_tokens=6, stop=first)) == []
 
 
