@@ -141,14 +141,19 @@ def test_the_lesson_says_of_the_recovery_what_is_recorded(record):
     for name, said in record["summary"]["recovery"].items():
         original = on(record, "original", name)
         assert f"{said['start']:.2f} to {said['end']:.2f} on {name}" in text
-        assert f"{100 * said['share_recovered']:.0f}%" in text
+        assert f"{name}: {said['share_recovered']:.0%} back to the original" in printed("recovery-code")
         assert f"{original:.2f} to {said['control_end']:.2f}" in text
     pooled = record["recovery_pooled"]
     assert f"{pooled['points'][-1]['n_tokens']:,} other tokens" in CELLS["add-up-why"].source
+    fitted = record["layer_by_layer"]
+    assert f"({fitted['n_steps']} steps, {fitted['n_tokens']:,} tokens of A's kind)" in text
+    starts = record["recovery_fitted"]["points"][0]["losses"]
+    assert all(mean(starts[name]) < record["summary"]["recovery"][name]["end"] for name in "AB")
     assert pooled["learning_rate"] == record["recovery_control"]["learning_rate"]
     after_a_quarter = {name: mean(pooled["points"][2]["losses"][name]) for name in "AB"}
-    late = {name: after_a_quarter[name] - record["summary"]["recovery"][name]["end"] for name in "AB"}
-    assert late["A"] > 3 * late["B"] and pooled["points"][2]["n_tokens"] == 20_480
+    said = record["summary"]["recovery"]["B"]
+    assert after_a_quarter["B"] - said["end"] < (said["start"] - said["end"]) / 2
+    assert pooled["points"][2]["n_tokens"] == 20_480
 
 
 def test_what_the_lesson_says_of_single_layers_is_recorded(record):
@@ -156,6 +161,9 @@ def test_what_the_lesson_says_of_single_layers_is_recorded(record):
     last, third = choices["last"], choices["every_third"]
     assert third["sum_of_single"] > 2 * last["sum_of_single"]
     assert last["measured"] == pytest.approx(third["measured"], abs=0.05)
+    said = CELLS["add-up-why"].source
+    assert f"Every third costs {third['measured'] / third['sum_of_single'] - 1:.0%} more than its sum" in said
+    assert f"the last ten {last['measured'] / last['sum_of_single']:.1f} times theirs" in said
     assert "2.2 nats, at sums of 0.93 and 2.07" in SOLUTION["which-layers-alternative"]
     assert [f"{x['sum_of_single']:.2f}" for x in (last, third)] == ["0.93", "2.07"]
 
@@ -181,6 +189,7 @@ def test_what_the_lesson_says_of_decoders_from_scratch_is_recorded():
     n_bytes = sizes["steps"] * sizes["batch"] * sizes["window"]
     n_parameters = {run["n_parameters"] for name, run in scratch["runs"].items() if name.startswith("text_0_8")}
     assert f"{n_bytes:,} bytes" in text and f"{n_parameters.pop() / 1e6:.2f} million" in text
+    assert sizes["recall_every"] == 20 and "every 20 steps" in CELLS["recall-text"].source
     assert sizes["recall_steps"] == 500 and scratch["recall_task"]["n_pairs"] == 8
     mha, mqa = (scratch["runs"][f"recall_0_{n}"]["n_parameters"] for n in (8, 1))
     assert f"{1 - mqa / mha:.0%} fewer parameters" in text and scratch["models"]["recall"]["head_dim"] == 4

@@ -79,6 +79,8 @@ class Run:
         told = f"Your function raised {kind}{': ' + text if text else ''}{where}."
         if kind == "NameError" and self.error.name:
             told += f" If `{self.error.name}` belongs to an earlier cell or exercise, run that one first."
+        if kind == "TypeError" and text.startswith("repeat() got an unexpected keyword argument 'axis'"):
+            told += " NumPy's `repeat(…, axis=0)` is torch's `repeat_interleave(…, dim=0)`."
         return told
 
 

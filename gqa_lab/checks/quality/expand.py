@@ -26,7 +26,8 @@ _SIZES = (  # the rows are G·D; G = 1 and G = H hide mistakes, the first two do
     {"H": 3, "G": 1, "D": 8, "C": 5},
     {"H": 4, "G": 4, "D": 8, "C": 9},
 )
-_ROWS = "You copied rows; copy blocks of head_dim rows. A head is head_dim rows, side by side."
+_ROWS = "You copied rows; copy blocks of head_dim rows. A head is head_dim rows, side by side; cut heads first."
+_AS_DH = "You cut the rows as (head_dim, heads), so a head got every G-th row. Head axis first, then head_dim."
 _ZERO = "Your new heads are zero: a zero key has score 0, not weight 0. Each query head needs a copy of its KV head."
 _SHORTER = "A shared key must not get shorter: every query head reads the KV head as it was. Don't divide."
 _COPIES = "You made n_heads copies of each KV head. Each needs one for every query head of its group."
@@ -144,7 +145,12 @@ EXPAND = Build(
         Mistake(
             "cut as (D, G)",
             _as_dh,
-            "You cut the rows as (head_dim, heads), so a head got every G-th row. Head axis first, then head_dim.",
+            _AS_DH,
+        ),
+        Mistake(
+            "cut as (D, G), numbers repeated",
+            lambda w, n, d: w.unflatten(0, (d, -1)).repeat_interleave(_shared(w, n, d), 0).flatten(0, 1),
+            _AS_DH,
         ),
         Mistake("columns one by one", lambda w, n, d: w.repeat_interleave(_shared(w, n, d), 1), _COLUMNS),
         Mistake("columns tiled", lambda w, n, d: w.repeat(1, _shared(w, n, d)), _COLUMNS),

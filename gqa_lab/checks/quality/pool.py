@@ -46,8 +46,8 @@ def pool_weight(w: np.ndarray, n_kv_heads: int, head_dim: int) -> np.ndarray:
 def pool_strided(w: Tensor, n_kv_heads: int, head_dim: int) -> Tensor:
     """Wrong: heads that stand `n_kv_heads` apart become one."""
     n_shared = len(w) // head_dim // n_kv_heads
-    heads = w.view(n_shared, n_kv_heads, head_dim, -1)
-    one_each = heads.mean(0)
+    heads = w.view(-1, head_dim, w.shape[1])
+    one_each = heads.view(n_shared, n_kv_heads, head_dim, -1).mean(0)
     return one_each.reshape(n_kv_heads * head_dim, -1)
 
 
@@ -87,6 +87,15 @@ POOL = Build(
     explain=_explain,
     mistakes=(
         Mistake("strided heads", lambda w, n, d: w.reshape(-1, n, d, w.shape[1]).mean(0).flatten(0, 1), _STRIDED),
+        *(
+            Mistake(
+                f"always {shared}",
+                lambda w, n, d, shared=shared: w.unflatten(0, (-1, shared, d)).mean(1).flatten(0, 1),
+                f"You make one head of every {shared}. How many become one follows from the sizes: compute it.",
+            )
+            for shared in (2, 3)
+        ),
+        Mistake("rows of each head", _pooled(lambda heads: heads.mean(2)), _INSIDE),
         Mistake("neighbouring rows", lambda w, n, d: w.unflatten(0, (n * d, -1)).mean(1), _INSIDE),
         Mistake(
             "cut as (D, G)",

@@ -1,6 +1,7 @@
 """07.spread: is a difference between two kinds of model larger than the spread over seeds? By hand."""
 
 from itertools import count
+from math import floor
 from statistics import mean, median
 
 import numpy as np
@@ -14,6 +15,7 @@ _MADE_UP = {  # losses with the same six seeds, data in the same order
     "gqa": [2.935, 2.951, 2.917, 2.949, 2.931, 2.938],
     "mqa": [2.957, 2.969, 2.948, 2.961, 2.955, 2.963],
 }
+_ROUNDED = "Nearly right: rounded too far. Keep two significant digits."
 
 
 def _draw(seed: int) -> dict:
@@ -65,13 +67,14 @@ def _wrong(numbers: dict) -> list[Mistake]:
             for value, text in (
                 (N_SEEDS - n_worse, "That counts the seeds in which it is better: a smaller loss is better."),
                 (above_mean, "You compared with MHA's mean. Same seed, same data: compare pair by pair."),
-                (right[f"{other}_worse"], f"That is {_NAMES[other]}; here it is {_NAMES[name]}."),
                 (n_worse / N_SEEDS, "That is a share of the seeds. Count them."),
             )
         ]
         found += [
             Mistake(f"{name}_difference", value, text)
             for value, text in (
+                (round(difference, 3), _ROUNDED),
+                (floor(1000 * difference + 1e-6) / 1000, _ROUNDED),
                 (-difference, "You subtracted the other way round: positive means worse than MHA."),
                 (right[f"{other}_difference"], f"That is {_NAMES[other]}; here it is {_NAMES[name]}."),
                 (sum(apart) / (N_SEEDS - 1), "You divided by 5. Six seeds make six differences."),
@@ -79,7 +82,6 @@ def _wrong(numbers: dict) -> list[Mistake]:
                 (mean(x for x in apart if x > 0), "You left out the seeds that say the opposite."),
                 (sum(apart), "That is the sum of the differences; divide by the seeds."),
                 (median(apart), "That is the median of the differences; give their mean."),
-                (round(difference, 3), "Nearly right: rounded too far. Keep two significant digits."),
                 (
                     mean(map(abs, apart)),
                     "You dropped the signs. A seed that says the opposite counts against the rest.",
@@ -127,10 +129,10 @@ SPREAD = Hand(
     mistakes=_wrong,
     look={
         "gqa_worse": "Seed by seed: is the loss with G = 2 larger than MHA's? Count.",
-        "gqa_difference": "The six differences, G = 2 minus MHA, and their mean, in nats.",
+        "gqa_difference": "The six differences, G = 2 minus MHA, and their mean, in nats; round nothing on the way.",
         "gqa_shown": "True if all six pairs agree in sign, else False.",
         "mqa_worse": "Seed by seed: is the loss with G = 1 larger than MHA's? Count.",
-        "mqa_difference": "The six differences, G = 1 minus MHA, and their mean, in nats.",
+        "mqa_difference": "The six differences, G = 1 minus MHA, and their mean, in nats; round nothing on the way.",
         "mqa_shown": "True if all six pairs agree in sign, else False.",
     },
     notice="Notice: seeds differ by as much as kinds do, and pairing takes that away. If nothing were different, six "

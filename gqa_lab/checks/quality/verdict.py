@@ -47,12 +47,13 @@ SENTENCES = {
         "contradicted",
         "deepseek2-8",
         {
-            "supported": "Two tables disagree: say so. Llama 2's at 30B supports it (44.28 against 44.15, our means), "
+            "supported": "The tables disagree. Llama 2's at 30B supports it (44.28 against 44.15, our means), "
             "and Gemma 2's at 9B does. Which one is of 7B?",
-            "not tested": "Which table has models of 7B that differ in their attention?",
+            "not tested": "Which table has models of 7B that differ in their attention? Judge by scores "
+            "alone: no table here prints a spread.",
         },
         {
-            "llama2-18": "That one is of 30B, and it supports it (44.28 against 44.15). Two tables disagree: say so. "
+            "llama2-18": "That one is of 30B, and it supports it (44.28 against 44.15): the tables disagree. "
             "Which is of 7B?",
             "gemma2-8": "That one is of 9B, and it supports it (50.8 against 50.3). Which is of 7B?",
             "gqa-1": "Its model was trained with MHA and then converted, and it is no 7B.",
@@ -154,8 +155,8 @@ VERDICT = Expose(
     level="decide ●●○ 8 min, further",
     keys=tuple(SENTENCES),
     examine=_examine,
-    notice="Notice: at 7B one team measured the opposite of what two others measured at 9B and 30B. c and e are often "
-    "said, and these tables cannot tell.",
+    notice="Notice: one team saw a loss at 7B, two others none at 9B and 30B, and no table prints a spread over seeds. "
+    "c and e are often said, and these tables cannot tell.",
     mistakes=(
         *(
             Mistake(f"{key} {verdict}", GOOD | {key: (verdict, sentence.table)}, f"`{key}`: {reply}")

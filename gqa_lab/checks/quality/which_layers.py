@@ -24,11 +24,19 @@ LIMIT_OF_SUM = 0.75
 _KEYS = ("layers", "predicted")
 _NOTICE = "Notice: a cost that was measured alone is a reason to choose, and no prediction of the whole."
 _DONT_ADD = "damages do not add, later layers see already damaged input"
+_TOO_HIGH = 3
+"""A prediction above this many sums of single damages gets a remark."""
 
 
 def damage() -> list[float]:
     """Returns what each layer costs alone, in nats: the list of the exercise."""
     return recorded("convert_smollm2")["layer_damage"]
+
+
+def choice_of(layers: list[int]) -> dict | None:
+    """Returns what was recorded of these ten layers, or None."""
+    choices = recorded("convert_smollm2")["choices"]["choices"].values()
+    return next((choice for choice in choices if choice["layers"] == sorted(layers)), None)
 
 
 def measured(layers: list[int]) -> float | None:
@@ -38,9 +46,8 @@ def measured(layers: list[int]) -> float | None:
     """
     path = find_smollm2()
     if path is None:
-        choices = recorded("convert_smollm2")["choices"]["choices"].values()
-        known = {tuple(choice["layers"]): choice["measured_on_256_of_B"] for choice in choices}
-        return known.get(tuple(sorted(layers)))
+        choice = choice_of(layers)
+        return choice and choice["measured_on_256_of_B"]
     with plain_torch():
         model, ids, calls = _read_by_the_model(path)
         before = loss_from(model, N_LAYERS - 1, calls[-1], ids)
@@ -120,7 +127,7 @@ class WhichLayers:
     def _judge_choice(self, layers: list[int], predicted: float) -> Verdict:
         total, growth = sum(damage()[i] for i in layers), measured(layers)
         known = "".join(text for is_it, text in KNOWN if is_it(set(layers)))
-        said = _compare(predicted, total, growth)
+        said = _compare(predicted, total, growth, choice_of(layers)) + _remark(predicted, total)
         if growth is None and total <= LIMIT_OF_SUM or growth is not None and growth <= LIMIT:
             return Verdict("passed", f"{said} {self.notice}", self.id)
         return Verdict("failed", f"{known or 'There are ten that cost less.'}\n{said}", self.id)
@@ -144,17 +151,27 @@ def _no_growth(predicted: object) -> str:
     return ""
 
 
-def _compare(predicted: float, total: float, growth: float | None) -> str:
+def _remark(predicted: float, total: float) -> str:
+    """Says what is odd about a prediction; it is never failed."""
+    if predicted < 0:
+        return " Below 0 the pooled model would be the better one."
+    return f" Your prediction is more than {_TOO_HIGH} times that sum." if predicted > _TOO_HIGH * total else ""
+
+
+def _compare(predicted: float, total: float, growth: float | None, choice: dict | None) -> str:
     """Says what was predicted, what the single damages add up to, and what came."""
     if growth is None:
         return (
             f"Their single damages add up to {total:.2f} nats; you predicted {predicted:.2g}. What they cost together "
             "was not measured: the real model is not on this machine, and these ten are not among the recorded choices."
         )
-    got = f"got {growth:.2f} nats on {N_TOKENS} tokens of the story"
-    if math.isclose(predicted, total, rel_tol=0.03, abs_tol=0.006):
-        return f"Predicted {total:.2f}, the sum of their single damages; {got}: {_DONT_ADD}."
-    return f"Predicted {predicted:.2g}, {got}. Their single damages add up to {total:.2f}: {_DONT_ADD}."
+    is_sum = math.isclose(predicted, total, rel_tol=0.03, abs_tol=0.006)
+    sum_is = "You predicted the sum of their single damages" if is_sum else f"Their single damages sum to {total:.2f}"
+    together = f", where together they cost {choice['measured']:.2f}: {_DONT_ADD}." if choice else f"; and {_DONT_ADD}."
+    return (
+        f"Predicted {predicted:.2g}, got {growth:.2f} nats on {N_TOKENS} tokens of the story. {sum_is} on "
+        f"another text, Python's documentation{together}"
+    )
 
 
 WHICH_LAYERS = WhichLayers(id="07.which_layers", level="decide ●●● 10 min, further", notice=_NOTICE)
