@@ -87,10 +87,11 @@ class Review:
         if near_one(numbers["first_token_speedup"]):
             numbers["first_token_speedup"] = 1.0
         verdict = numbers_for(product, chosen).judge(numbers)
-        about_numbers = f"Numbers right. {_missed(product, chosen)}".rstrip() if verdict else verdict.message
-        problems = _page_problems(given)
-        if problems or not verdict or _missed(product, chosen):
-            return Verdict("failed", "\n".join([about_numbers, *problems]), self.id)
+        missed = _missed(product, chosen)
+        problems = ([] if verdict else [verdict.message]) + _page_problems(given)
+        if problems or missed:
+            good = [f"Numbers right. {missed}".rstrip()] if verdict else []
+            return Verdict("failed", "\n".join(problems + good), self.id)
         return Verdict("passed", f"{_reply(product, chosen)} {_reminders(given)}{self.notice}", self.id)
 
 
