@@ -17,6 +17,8 @@ from gqa_lab.checks.kv_cache_profiler import review, triage, triage_cards, whati
 from gqa_lab.config import divisors
 from gqa_lab.costs import GPUS, SHAPES, with_kv_heads
 from gqa_lab.profiler import fit_line
+from gqa_lab.profiler.fit import Fit
+from gqa_lab.recorded import recorded
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")  # the checks hand over wrong types on purpose
 READ, FIT, WHATIF, TRIAGE, REVIEW = (EXERCISES[f"10.{n}"] for n in ("read", "fit", "whatif", "triage", "review"))
@@ -42,15 +44,15 @@ def test_the_numbers_of_the_predictions_are_what_the_library_computes():
     assert f"{again:.1f}" == "8.1" and "about 8" in reply("p3", "c")
     flops = [costs.prefill_flops(with_kv_heads(llama, g), batch_size=1, q_len=100_000) for g in (8, 32)]
     assert f"{1 - flops[0] / flops[1]:.0%}" == "4%" and f"{flops[0] / 1e15:.1f}" == "4.0"
-    cache, long = (costs.kv_cache_bytes(smollm2, batch_size=1, kv_len=n, bytes_per_element=4) for n in (1000, 8192))
+    cache = costs.kv_cache_bytes(smollm2, batch_size=1, kv_len=8189, bytes_per_element=4)
     weights = costs.weight_bytes_read(smollm2, bytes_per_element=4)
-    assert f"{cache / 1e6:.0f} of {(cache + weights) / 1e6:.0f} MB" == "46 of 584 MB" and f"{long / 1e6:.0f}" == "377"
-    assert (
-        f"{2 / 3 * cache / (cache + weights):.0%}" == "5%"
-        and "less than a tenth" in PREDICTIONS["10.p4"].options["b"][0]
-    )
-    narrower = weights - costs.weight_bytes_read(with_kv_heads(smollm2, 1), bytes_per_element=4)
-    assert f"{narrower / (cache + weights):.0%}" == "3%"
+    assert [f"{n / 1e6:.0f}" for n in (cache, cache + weights, cache * 2 / 3)] == ["377", "915", "252"]
+    rows = recorded("profile_kv_heads")["results"]
+    of_3, of_1 = (next(r["seconds"] for r in rows if (r["n_kv_heads"], r["kv_len"]) == (g, 8189)) for g in (3, 1))
+    line = Fit(**recorded("profile_smollm2")["fit"])
+    by_line = [line.seconds(weights + n) for n in (cache, cache / 3)]
+    assert [f"{1000 * s:.0f}" for s in (of_3, of_1, by_line[1])] == ["105", "79", "68"]
+    assert [f"{b / a:.2f}" for a, b in ((of_3, of_1), by_line)] == ["0.75", "0.66"]
 
 
 # ---- 10.read -------------------------------------------------------------------------------------
