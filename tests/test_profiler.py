@@ -20,6 +20,7 @@ from gqa_lab.profiler.limits import allocatable_bytes, cache_budget, what_fits, 
 from gqa_lab.profiler.meter import CacheMeter
 from gqa_lab.profiler.passes import WARM_UP, by_region
 from gqa_lab.profiler.regions import Event, Place, Probe
+from gqa_lab.recorded import recorded
 from gqa_lab.steps import fixed_shapes
 
 CPU = torch.device("cpu")
@@ -662,6 +663,18 @@ def test_the_table_says_what_was_found_in_lines_of_fixed_width():
     assert "all 2                                           29           200        32,832         14.5%" in lines
     assert any(line.startswith("t = 250 ms + bytes / 0.00105 GB/s") for line in lines)
     assert "- Only 14.5% of the cache is in use." in lines
+
+
+def test_the_report_says_what_a_line_cannot():
+    found = DecodeProfile.from_json(json.dumps(recorded("profile_smollm2")))
+    table, (off, residual_s) = (
+        found.table(),
+        (found.what_if[1].seconds - found.what_if[2].seconds, found.fit.residual_s),
+    )
+    assert 0 < off < residual_s < found.what_if[0].seconds - found.what_if[1].seconds
+    assert "- What if: 1 KV head (MQA), cache in 16 bits, cache in 8 bits differ from what is by less" in table
+    assert "every byte at the line's price, which was fitted for 3 query heads per KV head\n" in table
+    assert "at most 11.1 (4,064 tokens)\n" in table and "1 of up to 8,192, where the model ends\n" in table
 
 
 def test_three_chats_in_buffers_of_8192_use_a_twentieth_of_them():

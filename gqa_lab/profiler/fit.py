@@ -13,7 +13,7 @@ LIMIT = 1.1
 class Fit:
     """The line t = t0_s + bytes / bytes_per_s."""
 
-    t0_s: float  # all that does not grow; below zero where the bytes that grew are read more slowly than the others
+    t0_s: float  # what it leaves of a step beside its bytes; below zero where those that grew cost more than the others
     bytes_per_s: float  # how fast further bytes are read
     residual_s: float  # root of the mean squared distance of the fitted points from the line
     flagged: list[int]  # positions of points above the ceiling, which were not fitted

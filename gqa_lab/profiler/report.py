@@ -78,7 +78,8 @@ def _roofline(p) -> Iterator[str]:
     reads, computes = (_number(x / 1e9) for x in (p.ceilings.read_bytes_per_s, p.ceilings.flops_per_s))
     yield f"CEILINGS measured here: {reads} GB/s read, {computes} GFLOP/s in a matrix product"
     if p.floor_s is not None:
-        yield f"{_mb(p.weights_read_bytes)} MB of weights and {_mb(p.cache_read_bytes)} MB of cache are to be read"
+        weights, cache = _mb(p.weights_read_bytes), _mb(p.cache_read_bytes)
+        yield f"{weights} MB of weights and {cache} MB of cache are to be read, the mean of the steps timed"
         yield f"next token at least {_ms(p.floor_s)} ms: {p.roofline_share:.0%} of the roofline was reached"
     if p.step_read_bytes is not None:
         yield f"the meter counted {_mb(p.step_read_bytes)} MB read, {_mb(p.step_written_bytes)} MB written"
@@ -98,7 +99,8 @@ def _contexts(p) -> Iterator[str]:
     if p.fit:
         speed, share = _number(p.fit.bytes_per_s / 1e9), p.fit.bytes_per_s / p.ceilings.read_bytes_per_s
         line = f"t = {_ms(p.fit.t0_s)} ms + bytes / {speed} GB/s, {share:.0%} of the ceiling"
-        yield f"{line}; residual {_ms(p.fit.residual_s)} ms"
+        off, kv_len = max((abs(q.seconds - p.fit.seconds(q.read_bytes)), q.kv_len) for q in p.sweep if not q.flagged)
+        yield f"{line}; residual {_ms(p.fit.residual_s)} ms, at most {_ms(off)} ({kv_len:,} tokens)"
 
 
 def _what_if(p) -> Iterator[str]:
@@ -107,6 +109,9 @@ def _what_if(p) -> Iterator[str]:
     for row in p.what_if:
         cells = [_ms(row.seconds), _number(len(p.kv_lens) / row.seconds)] if row.seconds > 0 else ["-", "-"]
         yield _row(row.what, [_mb(row.cache_bytes), *cells])
+    if _own(p):
+        heads = _count(p.sizes["n_heads"] // p.sizes["n_kv_heads"], "query head")
+        yield f"every byte at the line's price, which was fitted for {heads} per KV head"
 
 
 def _fits(p) -> Iterator[str]:
@@ -115,7 +120,8 @@ def _fits(p) -> Iterator[str]:
         held = f"beside {_number(p.weights_held_bytes / 1e9)} GB of weights"
         yield f"WHAT FITS into {_number(p.fits.memory_bytes / 1e9)} GB {held} ({how})"
         one = f"{_count(p.fits.batch_size, 'sequence')} of {max(p.kv_lens):,} tokens"
-        yield f"{one}, or {len(p.kv_lens)} of {p.fits.kv_len:,} each"
+        end = ", where the model ends" if p.fits.kv_len == p.sizes["max_seq_len"] else ""
+        yield f"{one}; {len(p.kv_lens)} of up to {p.fits.kv_len:,}{end}"
 
 
 def _said(p) -> Iterator[str]:
@@ -166,8 +172,20 @@ def _flags_of_seconds(p) -> Iterator[str]:
             "The line's t0 is below zero: the cache, which grew, is read more slowly than the weights, which did not. "
             "The line holds between the contexts measured; of a step that reads nothing it says nothing."
         )
+    if own := _own(p):
+        near = [r.what for r in p.what_if if r != own and abs(r.seconds - own.seconds) < p.fit.residual_s]
+        if near:
+            yield (
+                f"What if: {', '.join(near)} differ from what is by less than the line's residual, "
+                f"{_ms(p.fit.residual_s)} ms: measure before you believe it."
+            )
     if p.clock_s > 0.01 * p.step_s:
         yield "Reading the clock takes more than 1% of a step: the times are too long by it."
+
+
+def _own(p) -> "gqa_lab.profiler.profile.WhatIf | None":
+    """Returns what the line says of the cache as it is; None without a line, or without other KV heads to compare."""
+    return next((row for row in p.what_if if row.what.endswith("as it is")), None)
 
 
 def chrome_trace(p: "gqa_lab.profiler.DecodeProfile") -> str:

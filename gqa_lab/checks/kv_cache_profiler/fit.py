@@ -1,5 +1,6 @@
 """10.fit: the line t = t0 + bytes / bandwidth through measured steps, without those that never left the CPU's cache."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ _CEILING = 40e9  # bytes per second
 _SWEEPS = (  # name, MB, ms, measured ceiling in bytes per second
     (
         ("three points on a line", [100, 200, 400], [4.0, 7.0, 13.0], _CEILING),
-        ("points beside a line", [50, 120, 200, 340, 500, 720], [3.9, 7.1, 9.6, 16.2, 21.4, 31.3], 36e9),
+        ("points beside a line", [50, 120, 200, 340, 500, 720], [3.9, 7.1, 9.6, 16.2, 21.4, 31.3], 24e9),
         ("a small cache that stayed near", [24, 150, 300, 600, 1200], [0.5, 5.5, 10.1, 20.7, 40.1], _CEILING),
         ("two such points, not in order", [640, 40, 64, 320, 96, 160], [23.2, 2.4, 1.4, 12.1, 2.3, 6.5], 35e9),
         ("a cache that is read more slowly than weights", [585, 632, 725, 913], [58.9, 64.3, 79.2, 110.4], 26e9),
@@ -84,14 +85,37 @@ def _but_the_smallest(read_bytes, seconds, ceiling):
     return read_bytes > read_bytes.min()
 
 
+def _but_the_fastest(read_bytes, seconds, ceiling):
+    return read_bytes / seconds < (read_bytes / seconds).max()
+
+
 def _the_flagged(read_bytes, seconds, ceiling):
     kept = honest(read_bytes, seconds, ceiling)
     return ~kept if (~kept).sum() > 1 else kept
 
 
+def _polyfit_of_the_flagged(read_bytes, seconds, ceiling):
+    """Raises as the student's does where nothing is flagged; one point alone gives a line, and a warning."""
+    flagged = ~honest(read_bytes, seconds, ceiling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        slope, t0 = np.polyfit(read_bytes[flagged], seconds[flagged], 1)
+    return t0, 1 / slope
+
+
 def _right(b, s):
     t0, slope = line(b, s)
     return t0, 1 / slope
+
+
+def _capped(read_bytes, seconds, ceiling):
+    t0, bytes_per_s = fit(read_bytes, seconds, ceiling)
+    return t0, min(bytes_per_s, ceiling)
+
+
+def _as_they_stand(b, s):
+    slope = (s[-1] - s[0]) / (b[-1] - b[0])
+    return s[0] - slope * b[0], 1 / slope
 
 
 def _bytes_over_seconds(b, s):
@@ -121,9 +145,11 @@ _SIDEWAYS = "You fitted bytes over seconds. The seconds scatter, the bytes are k
 _BELOW = (
     "Your t0 never falls below zero. It may, where the bytes that grow are read more slowly than those that do not."
 )
+_CAPPED = "You cap the bandwidth at the ceiling. The ceiling sorts points out; the slope is what the others say."
 _SHORTEST = "Your t0 is the shortest time. It still holds the reading of its own bytes."
 _FIRST = "You leave out the first point, whatever it is. Compare bytes / seconds of each with the ceiling."
 _SMALLEST = "You leave out the smallest, whatever it is. Compare bytes / seconds of each with the ceiling."
+_FASTEST = "You leave out the fastest point, whatever it is. Compare bytes / seconds of each with the ceiling."
 _MOVED = "You moved the fast points onto the ceiling. They say nothing about the memory: leave them out."
 _KEPT = "You kept what is faster than the ceiling and dropped the rest: the other way round."
 
@@ -145,6 +171,7 @@ _RULES = (
     ("ms and GB/s", lambda b, s: (1e3 * _right(b, s)[0], _right(b, s)[1] / 1e9), _UNITS),
     ("MB/s", lambda b, s: (_right(b, s)[0], _right(b, s)[1] / 1e6), _UNITS),
     ("first and last", _two(0, -1), _ENDS),
+    ("first and last, as they stand", _as_they_stand, _ENDS),
     ("the first two", _two(0, 1), _ENDS),
     ("the last two", _two(-2, -1), _ENDS),
     ("bytes over seconds", _bytes_over_seconds, _SIDEWAYS),
@@ -159,8 +186,11 @@ _MISTAKES = (
     Mistake("nothing flagged", _of(_all, _right), _NEAR),
     Mistake("the first left out", _of(_but_the_first, _right), _FIRST),
     Mistake("the smallest left out", _of(_but_the_smallest, _right), _SMALLEST),
+    Mistake("the fastest left out", _of(_but_the_fastest, _right), _FASTEST),
     Mistake("moved onto the ceiling", lambda b, s, c: _right(b, np.maximum(s, b / c)), _MOVED),
     Mistake("the flagged kept", _of(_the_flagged, _right), _KEPT),
+    Mistake("the flagged kept, nothing else", _polyfit_of_the_flagged, _KEPT),
+    Mistake("bandwidth at most the ceiling", _capped, _CAPPED),
     *(Mistake(name, _of(honest, rule), text) for name, rule, text in _RULES),
     *(Mistake(f"{name}, nothing flagged", _of(_all, rule), text) for name, rule, text in _RULES),
 )
@@ -189,6 +219,7 @@ FIT = Build(
     explain=_what,
     tested="Tested on five sweeps: exact, scattered, with one point and with two that never left the CPU's cache, and "
     "one whose t0 lies below zero.",
-    notice="Notice: the slope is what every further byte costs, t0 is all else. A mean of GB/s mixes the two.",
+    notice="Notice: the slope is what every further byte costs, t0 what the line then leaves of a step, below zero "
+    "where further bytes cost more than those that stay. A mean of GB/s mixes the two.",
     tolerance=1e-6,
 )

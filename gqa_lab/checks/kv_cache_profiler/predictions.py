@@ -63,13 +63,18 @@ PREDICTIONS = (
         {
             "a": (
                 "to about a third",
-                "Tempting: the cache becomes three times smaller. Of each step's bytes, how many are cache? The next "
-                "cell draws the line.",
+                "Tempting: the cache becomes three times smaller. Of the step's 915 MB, how many are cache? The next "
+                "cell measures.",
             ),
             "b": (
-                "by less than a tenth",
-                "46 of 584 MB are cache, and two thirds of these are saved: 5%; narrower k_proj and v_proj save 3% "
-                "more. At 8,192 tokens the cache is 377 MB, and the same change counts.",
+                "to about two thirds, as the line says",
+                "Tempting: 252 MB less, at the line's price. Does a byte of cache cost as much for nine query heads as "
+                "for three? The next cell measures.",
+            ),
+            "c": (
+                "to about three quarters",
+                "105 ms become 79, where the line says 68: it was fitted with three query heads per KV head, and now "
+                "nine use every byte. Fewer bytes, the same arithmetic.",
             ),
         },
     ),

@@ -12,7 +12,7 @@ _HOW = ("once", "expanded", "slots", "gathered")  # how the step reads the cache
 
 def _draw(seed: int) -> dict:
     if seed == 0:
-        return _numbers(30, 9, 3, 64, 8192, [1000, 200, 50], "once")
+        return _numbers(32, 15, 5, 64, 4096, [1200, 460, 80], "once")
     rng = np.random.default_rng((101, seed))
     for _ in count():
         h, g = _GROUPS[rng.integers(len(_GROUPS))]
@@ -90,6 +90,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("used_bytes", one, "That is one token."),
         Mistake("used_bytes", sum(tokens), "These are tokens. How many bytes does one leave?"),
         Mistake("used_bytes", used + one * n, "The new tokens are among `tokens` already: they count after the step."),
+        Mistake("used_bytes", used - one * n, "The new tokens count too: `tokens` are those after the step."),
         Mistake("used_bytes", used // n, "That is a mean over the sequences. Add them up."),
         Mistake("used_bytes", one * longest, only_longest),
         Mistake("used_bytes", one * longest * n, padded),
@@ -102,7 +103,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("occupancy_percent", 100 - 100 * used / capacity, "That is what stands empty."),
         Mistake("occupancy_percent", 100 * capacity / used, "Upside down: used, divided by what was allocated."),
         *(
-            [Mistake("occupancy_percent", rounded, "Nearly: give three digits.")]
+            [Mistake("occupancy_percent", rounded, "Nearly: whole percents are too coarse.")]
             if not agrees(rounded := float(round(right["occupancy_percent"])), right["occupancy_percent"])
             else []
         ),

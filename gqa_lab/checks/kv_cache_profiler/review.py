@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gqa_lab.checks.answers import Mistake, has_blanks, listed, not_attempted, plain
 from gqa_lab.checks.kv_cache_profiler import product as products
-from gqa_lab.checks.kv_cache_profiler.product import meets, numbers_for, right
+from gqa_lab.checks.kv_cache_profiler.product import meets, near_one, numbers_for, right
 from gqa_lab.checks.verdict import Verdict
 from gqa_lab.config import divisors
 
@@ -33,7 +33,9 @@ _NUMBERS = (
 _CHOSEN = ("n_kv_heads", "bytes_per_element", "price_per_hour")
 _TEXTS = ("not_measured", "test_to_run", "stop_rule")
 _KEYS = (*_CHOSEN, *_NUMBERS, "table_for", "table_against", *_TEXTS[:2], "signals_help", "signals_harm", _TEXTS[2])
-_TRIPLE = '("what you watch", "threshold with a number", "what you do then")'
+_PARTS = "what you watch", "threshold with a number", "what you do then"
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve twenty thirty dozen hundred half".split()
+_NUMBER = rf"\d|\b({'|'.join(_WORDS)}|\w+teen)\b"
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,14 @@ class Review:
             return Verdict("failed", problem, self.id)
         chosen = {key: given[key] for key in _CHOSEN}
         numbers = {key: given[key] for key in _NUMBERS}
-        speedup = numbers["first_token_speedup"]
-        if type(speedup) in (int, float) and 1 <= speedup <= 1.15:  # narrower K and V projections do save a little
+        if near_one(numbers["first_token_speedup"]):
             numbers["first_token_speedup"] = 1.0
         verdict = numbers_for(product, chosen).judge(numbers)
+        missed = _missed(product, chosen)
         problems = ([] if verdict else [verdict.message]) + _page_problems(given)
-        if problems:
-            return Verdict("failed", "\n".join(problems), self.id)
+        if problems or missed:
+            good = [f"Numbers right. {missed}".rstrip()] if verdict else []
+            return Verdict("failed", "\n".join(problems + good), self.id)
         return Verdict("passed", f"{_reply(product, chosen)} {_reminders(given)}{self.notice}", self.id)
 
 
@@ -122,7 +125,8 @@ def _page_problems(given: dict) -> list[str]:
         problems.append("`signals_help` and `signals_harm`: one signal stands there twice. Watch different things.")
     for key in _TEXTS:
         if not isinstance(given[key], str) or len(given[key].split()) < 4:
-            problems.append(f"`{key}`: write a sentence, as text.")
+            what = "too short to act on" if isinstance(given[key], str) else "no text"
+            problems.append(f"`{key}`: {what}; write a sentence.")
     if isinstance(given["stop_rule"], str) and not _has_number(given["stop_rule"]):
         problems.append("`stop_rule`: at which number do you stop? A rule without one stops nobody.")
     return list(filter(None, problems))
@@ -150,13 +154,16 @@ def _watched(signal: list) -> str:
 
 def _about_signals(key: str, value: object, n_wanted: int) -> str:
     if not isinstance(value, list) or not all(isinstance(signal, list) for signal in value):
-        return f"`{key}`: write a list of triples, each {_TRIPLE}."
+        return f"`{key}`: write a list of triples, each {_PARTS}."
     for number, signal in enumerate(value, start=1):
-        if len(signal) != 3 or not all(isinstance(text, str) for text in signal):
-            return f"`{key}`: signal {number} is no triple of texts, {_TRIPLE}."
+        if len(signal) != 3:
+            return f"`{key}`: signal {number} is no triple, {_PARTS}."
+        for part, value_of_part in zip(_PARTS, signal, strict=True):
+            if not isinstance(value_of_part, str):
+                return f"`{key}`: signal {number}: {value_of_part!r} is no text; write {part!r} in quotes."
         if not _has_number(signal[1]):
             return f"`{key}`: signal {number} has the threshold {signal[1]!r}. A threshold is a number with its unit."
-        if len(signal[2].split()) < 2:
+        if not re.search(r"\w{3}", signal[2]):
             return f"`{key}`: signal {number}: and what do you do then?"
     if len(value) < n_wanted:
         return f"`{key}`: {len(value)} of at least {n_wanted}."
@@ -164,23 +171,29 @@ def _about_signals(key: str, value: object, n_wanted: int) -> str:
 
 
 def _has_number(text: str) -> bool:
-    """True if a number stands there; p90 is the name of what is watched, not a number to compare it with."""
-    return any(character.isdigit() for character in re.sub(r"\bp\d+\b", "", text))
+    """True if a number stands there, in figures or words; the name p90 and a date to look again are none."""
+    return bool(re.search(_NUMBER, re.sub(r"\bp\d+\b|\b(in|by|until) 20[23]\d\b", "", text.lower())))
 
 
-def _reply(product: dict, chosen: dict) -> str:
-    """Says what the numbers mean for the product; every choice with right numbers has a reply."""
+def _missed(product: dict, chosen: dict) -> str:
+    """Says what a choice does not meet; empty where it meets the product."""
     numbers, agents = right(product | chosen), product["agents_at_once"]
     chats, ms, wanted = numbers["chats"], numbers["ms_per_token"], product["ms_per_token_wanted"]
     short = [f"{chats or 'no'} chat{'' if chats == 1 else 's'} of {agents} fit"] if chats < agents else []
     slow = [f"{ms:.3g} ms instead of {wanted}"] if ms > wanted else []
-    if short or slow:
-        return f"Numbers right, and the page is whole. They do not meet the product: {' and '.join(short + slow)}."
-    most = max(g for g in divisors(product["n_heads"]) if meets(product, g, chosen["bytes_per_element"]))
+    return f"But the choice does not meet the product: {' and '.join(short + slow)}." if short or slow else ""
+
+
+def _reply(product: dict, chosen: dict) -> str:
+    """Says what the numbers of a choice mean that meets the product."""
+    numbers, size = right(product | chosen), chosen["bytes_per_element"]
+    most = max(g for g in divisors(product["n_heads"]) if meets(product, g, size))
+    at = f"at {size} byte{'s' if size > 1 else ''} an element"
     is_most = most == chosen["n_kv_heads"]
-    room = " No more KV heads would meet it." if is_most else f" {most} KV heads would meet it, too: why fewer?"
-    small = " What does a one-byte cache cost? Measure it." if chosen["bytes_per_element"] == 1 else ""
-    return f"Numbers right, and the page is whole. {chats} chats fit, a step takes {ms:.3g} ms.{room}{small}"
+    room = f"No more KV heads would meet it {at}." if is_most else f"{most} KV heads would meet it, too: why fewer?"
+    small = " What does a one-byte cache cost? Measure it." if size == 1 else ""
+    fit = f"{numbers['chats']} chats fit, a step takes {numbers['ms_per_token']:.3g} ms."
+    return f"Numbers right, and the page is whole. {fit} {room}{small}"
 
 
 def _reminders(given: dict) -> str:

@@ -212,7 +212,7 @@ def _about(letter: str, value: object) -> str:
 
 
 def _other_test(card: Card, test: str) -> str:
-    return f'"{test}" is not the cheapest here. {card.look}'
+    return f'"{test}" does not tell here, or costs more than another. {card.look}'
 
 
 TRIAGE = Triage(
