@@ -41,8 +41,10 @@ def test_the_numbers_on_paper_are_what_the_library_computes():
     [
         ("query_heads", 64, "The GPUs share them"),
         ("query_heads", 8, "group_size, H / G"),
+        ("query_heads", [20, 21, 22, 23], "How many?"),
         ("query_heads", 5, "All query heads, shared evenly"),
-        ("kv_head", 5, "like cards"),
+        ("kv_head", 5, "like cards. Which query heads does this GPU have, and which KV head do they read?\n"),
+        ("kv_head", [2], "[2] is a list; write one value"),
         ("kv_head", 0, "How many GPUs share one of them?"),
         ("kv_head", 20, "first query head of this GPU"),
         ("kv_head", 3, "Count from 0"),
@@ -51,6 +53,7 @@ def test_the_numbers_on_paper_are_what_the_library_computes():
         ("copies", 4, "how many query heads a GPU has"),
         ("copies", 8, "how many KV heads there are"),
         ("per_token", 40, "These are KiB"),
+        ("per_token", 40_000, "1,000 bytes for a KiB"),
         ("per_token", 20_480, "You gave each GPU a part of a KV head"),
         ("per_token", 327_680, "whole model's"),
         ("per_token", 512, "one layer"),
@@ -152,7 +155,10 @@ UNLISTED = {
     "accepts everything": lambda rank, P, H, G: sorted({i // (H // G) for i in range(rank * H // P, (rank + 1) * H // P)}),
     "asks for P divides H only": lambda rank, P, H, G: by_reading(rank, P, H, G) if not refused(P, H, G) else
         [0] if H % P == 0 else int("x"),
-    "refuses copies": lambda rank, P, H, G: by_range(rank, P, H, G) if P <= G else int("none"),
+    "lets KV heads be cut": lambda rank, P, H, G:
+        [0] if P < G and H % P == 0 and G % P else by_reading(rank, P, H, G),
+    "asks for P at most H": lambda rank, P, H, G:
+        [0] if P < H and P % G == 0 and H % P else by_reading(rank, P, H, G),
     "the package's": parallel.kv_heads_of,
 }  # fmt: skip
 
@@ -172,9 +178,10 @@ def test_wrong_kv_heads_that_are_not_listed_are_rejected_and_not_misnamed(name):
         ("as floats", "divide with //, not with /"),
         ("true division", "divide with //, not with /"),
         ("a number", "it should return a list of whole numbers"),
-        ("accepts everything", "2 processes cannot share 9 query heads. Nothing was raised"),
-        ("asks for P divides H only", "3 processes over 2 KV heads: the middle one would need both"),
-        ("refuses copies", "Your function raised ValueError"),
+        ("accepts everything", "8 processes cannot share 12 query heads evenly. Nothing was raised"),
+        ("lets KV heads be cut", "2 processes over 3 KV heads: both would need the middle one"),
+        ("asks for P at most H", "8 processes cannot share 12 query heads evenly."),
+        ("asks for P divides H only", "2 processes over 3 KV heads: both would need the middle one"),
         ("the package's", "That is the package's"),
         ("nothing", "returned None"),
     ],
@@ -212,6 +219,7 @@ def test_the_chats_of_each_group_are_those_of_a_plan():
         ("allowed", [1, 2, 4, 8, 16], "P has to divide the query heads as well"),
         ("allowed", [1, 2, 4, 8, 20, 40], "do not make whole groups"),
         ("allowed", [2, 4, 8], "A group may be a single GPU"),
+        ("allowed", [1, 2, 4, 5, 8], "P = 5: the GPUs do not make whole groups"),
         ("allowed", [1, 4], "You gave 2 numbers"),
         ("allowed", [8, 4, 2, 1], "Rising numbers"),
         ("chats", [80, 112, 124, 132], "the group holds the cache P / G times"),
@@ -220,6 +228,12 @@ def test_the_chats_of_each_group_are_those_of_a_plan():
         ("chats", [128, 136, 140, 70], "Where are the weights?"),
         ("chats", [96, 128, 140, 74], "10% were to stay free"),
         ("chats", [0, 8, 12, 6], "n_heads for n_kv_heads"),
+        ("chats", [0, 8, 12, 12], "and copied nothing"),
+        ("chats", [85, 113, 126, 66], "after you had multiplied by the groups"),
+        ("chats", [80, 112, 128, 66], "rounded to the nearest, or took the free tenth"),
+        ("chats", [96, 120, 136, 72], "a card's GB for GiB"),
+        ("chats", [80, 120, 136, 70], "Your chat is in GiB"),
+        ("chats", {1: 80, 2: 112, 4: 124, 8: 66}, "write a list"),
         ("chats", [80, 112, 124, 67], "One number for each allowed P"),
         ("chats", [96, 120, 128, 68], "You rounded up"),
         ("chats", [85.9, 113.3, 126.9, 66.9], "Only whole chats count"),
@@ -237,6 +251,24 @@ def test_wrong_groups_are_named(key, value, part):
     case("A1.groups")
     verdict = check("A1.groups", SHARED | {key: value})
     assert not verdict and part in verdict.message and "Right: " in verdict.message, verdict
+
+
+@pytest.mark.parametrize(
+    "wrong, key, part",
+    [
+        ({"chats": [5, 14, 31, 33], "choice": 8}, "choice", "follows from your numbers of chats"),
+        ({"allowed": [1, 2, 4], "chats": [80, 112, 124]}, "chats", "Right wherever your `allowed` is"),
+        ({"allowed": [1, 2, 4, 5, 8], "chats": [80, 112, 124, 90, 66]}, "chats", "Right wherever your `allowed` is"),
+        ({"allowed": [1, 2, 4], "chats": [80, 112, 140]}, "chats", "One number for each allowed P"),
+        ({"allowed": [3, 5], "chats": [80, 112], "choice": 8}, "chats", "One number for each allowed P"),
+        ({"allowed": [[1], 2], "chats": ["80", 112]}, "chats", "One number for each allowed P"),
+        ({"allowed": [], "chats": []}, "chats", "One number for each allowed P"),
+    ],
+)
+def test_what_follows_from_another_answer_is_told_so(wrong, key, part):
+    case("A1.groups")
+    lines = check("A1.groups", SHARED | wrong).message.splitlines()
+    assert part in next(line for line in lines if line.startswith(f"`{key}`")), lines
 
 
 def test_drawn_groups_tempt_with_copies_that_do_not_pay():

@@ -325,6 +325,8 @@ HAND = Hand(
         ({"heads": [1, 2]}, "Count from 0."),
         ({"heads": [0, 1, 1]}, "You gave 3 numbers"),
         ({"heads": 1}, "not right"),
+        ({"heads": {0: 0, 1: 1}}, "`heads`: That is a dict; write a list"),
+        ({"share": [0.5]}, "`share`: [0.5] is a list; write one value"),
         ({"heads": True}, "not right"),
         ({"share": True}, "not right"),
         ({"share": "0.5"}, "`share`: '0.5' is text; write a number"),

@@ -44,6 +44,7 @@ class Hand:
 
     Attributes:
         look: where to look when a value is wrong in an unknown way, for each key.
+        follows: what to say of wrong answers that would be right if the others were: a sentence for each such key.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Hand:
     mistakes: Callable[[dict], list[Mistake]]
     look: dict[str, str]
     notice: str
+    follows: Callable[[dict, dict], dict[str, str]] = lambda numbers, given: {}
 
     def judge(self, answer: object, seed: int = 0) -> Verdict:
         """Returns the verdict on a dict of numbers and lists."""
@@ -72,7 +74,11 @@ class Hand:
         if not wrong:
             all_right = f"All {len(right)} answers are right." if len(right) > 1 else "Right."
             return Verdict("passed", f"{all_right} {self.notice}", self.id)
-        lines = [self._diagnose(key, given[key], right[key], numbers) for key in wrong]
+        told = self.follows(numbers, given)
+        lines = [
+            f"`{key}`: {told[key]}" if key in told else self._diagnose(key, given[key], right[key], numbers)
+            for key in wrong
+        ]
         if good := [key for key in right if key not in wrong]:
             lines.append(f"Right: {listed(good)}.")
         return Verdict("failed", "\n".join(lines), self.id)
@@ -84,6 +90,10 @@ class Hand:
         if isinstance(value, str) and not isinstance(right, str):
             wanted = "True or False" if isinstance(right, bool) else "a number"
             known = [f"{value!r} is text; write {wanted}, without quotes."]
+        if isinstance(value, dict) and isinstance(right, list):
+            known = ["That is a dict; write a list, in square brackets."]
+        if isinstance(value, list) and not isinstance(right, list) and not known:
+            known = [f"{reprlib.repr(value)} is a list; write one value, without brackets."]
         if isinstance(right, list) and not known and isinstance(value, list) and len(value) != len(right):
             what = "rows" if isinstance(right[0], list) else "numbers"
             known = [f"You gave {len(value)} {what}. {self.look[key]}"]

@@ -8,6 +8,10 @@ from gqa_lab.checks.answers import Hand, Mistake, tells_apart
 from gqa_lab.config import divisors
 
 _MODELS = ((40, 4), (40, 8), (24, 4), (48, 6), (56, 4), (72, 6), (24, 8), (36, 4))
+_GIB = 2**30 / 1e9
+_NEAREST_OR_LATE = (
+    "You rounded to the nearest, or took the free tenth from what the weights left; it is a tenth of each card."
+)
 _COPIES = "Where G < P, KV heads are copied: the group holds the cache P / G times."
 
 
@@ -78,6 +82,29 @@ def _right(numbers: dict) -> dict:
     return {"allowed": allowed, "chats": chats, "choice": allowed[chats.index(max(chats))]}
 
 
+def _why_not(p: int, g: int, n: int) -> str:
+    if n % p:
+        return "the GPUs do not make whole groups of so many."
+    return "neither of P and G divides the other."
+
+
+def _follows(numbers: dict, given: dict) -> dict[str, str]:
+    """Returns what to say of chats and a choice that are right for what was given before them."""
+    allowed, chats = given["allowed"], given["chats"]
+    if type(allowed) is not list or type(chats) is not list or len(allowed) != len(chats):
+        return {}
+    if not chats or any(type(x) not in (int, float) for x in allowed + chats):
+        return {}
+    told, right = {}, _right(numbers)
+    truth = dict(zip(right["allowed"], right["chats"], strict=True))
+    possible = [(p, c) for p, c in zip(allowed, chats, strict=True) if p in truth]
+    if possible and all(c == truth[p] for p, c in possible):
+        told["chats"] = "Right wherever your `allowed` is. Mend that first."
+    if (given["choice"], max(chats)) in zip(allowed, chats, strict=True):
+        told["choice"] = "It follows from your numbers of chats. Mend these first."
+    return told
+
+
 def _wrong(numbers: dict) -> list[Mistake]:
     h, g, n, weights = (numbers[x] for x in ("n_heads", "n_kv_heads", "n_gpus", "weights_gb"))
     right = _right(numbers)
@@ -94,6 +121,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
          "These divide the query heads. P also has to divide the GPUs; and P divides G, or G divides P."),
         ([p for p in divisors(n)], "You divided the GPUs only. Which of these can share the heads?"),
         ([p for p in allowed if p > 1], "A group may be a single GPU."),
+        *((sorted([*allowed, p]), f"P = {p}: {_why_not(p, g, n)}") for p in divisors(h) if p < n and p not in allowed),
     ]  # fmt: skip
     chats = [
         (_chats(numbers, copies=lambda p, g: 1), f"Are all of them held once? {_COPIES}"),
@@ -103,9 +131,17 @@ def _wrong(numbers: dict) -> list[Mistake]:
         (_chats(numbers, weights=lambda p: 1e-9), "Where are the weights? Each group holds them once."),
         (_chats(numbers, free=0.0), "The 10% were to stay free."),
         (_chats(numbers, heads=h / g), "You took n_heads for n_kv_heads."),
+        (_chats(numbers, heads=h / g, copies=lambda p, g: 1), "You took n_heads for n_kv_heads, and copied nothing."),
+        (_chats(numbers, heads=1 / _GIB), "Your chat is in GiB, the cards in GB of 10⁹ bytes."),
+        (_chats(numbers, free=1 - (1 - numbers["kept_free"]) * _GIB),
+         "You took a card's GB for GiB. Here 1 GB is 10⁹ bytes."),
         ([-(-c // k) * k for c, k in zip(_chats(numbers, part=True), groups, strict=True)],
          "You rounded up. The last chat of each group does not fit."),
         (_chats(numbers, part=True), "Only whole chats count, in each group."),
+        ([int(c) for c in _chats(numbers, part=True)],
+         "You rounded after you had multiplied by the groups. Each group holds whole chats."),
+        ([round(c / k) * k for c, k in zip(_chats(numbers, part=True), groups, strict=True)], _NEAREST_OR_LATE),
+        (_chats(numbers, weights=lambda p: weights * (1 - numbers["kept_free"])), _NEAREST_OR_LATE),
         (_chats(numbers, copies=lambda p, g: p),
          "You took every group's cache P times. As long as P divides G, each GPU holds other KV heads."),
         (_chats(numbers, heads=2.0), "You took 4 bytes per element; bfloat16 has 16 bits."),
@@ -142,4 +178,5 @@ GROUPS = Hand(
     },
     notice="Notice: beyond G a group holds its KV heads in copies. Two groups then hold more chats than one of twice "
     "the size, unless a second set of weights takes more room than the copies.",
+    follows=_follows,
 )

@@ -52,6 +52,12 @@ def _share(rank: int, n: int, g: int) -> range:
     return range(rank * g // n, (rank + 1) * g // n)
 
 
+def _refusing_copies(rank: int, n: int, h: int, g: int) -> range:
+    if g % n:
+        raise ValueError("more processes than KV heads")
+    return _share(rank, n, g)
+
+
 _CARDS = (
     "You dealt KV heads out like cards. A process has neighbouring query heads, and these read neighbouring KV heads."
 )
@@ -70,6 +76,8 @@ _MISTAKES = (
     Mistake("copies like cards", lambda r, n, h, g: _share(r, n, g) if n <= g else [r % g], _COPIES),
     Mistake("wrapped around", lambda r, n, h, g: [x % g for x in range(r * max(1, g // n), (r + 1) * max(1, g // n))],
             _COPIES),
+    Mistake("copies refused", _refusing_copies,
+            "You refuse to copy. Where G divides P they can share: P // G processes hold the same KV head."),
     Mistake("nothing copied", lambda r, n, h, g: _share(r, n, g), _NONE),
     Mistake("G // P of them", lambda r, n, h, g: range(r * (g // n), (r + 1) * (g // n)), _NONE),
     Mistake("those that exist", lambda r, n, h, g: [r] if n > g and r < g else [] if n > g else _share(r, n, g), _NONE),
@@ -91,6 +99,8 @@ _MISTAKES = (
     Mistake("everything", lambda r, n, h, g: range(g),
             "Every process holds all KV heads in your version. Then no cache would shrink."),
     Mistake("query heads", lambda r, n, h, g: _own(r, n, h), "These are query heads. Which KV heads do they read?"),
+    Mistake("query heads like cards", lambda r, n, h, g: {i // (h // g) for i in range(r, h, n)},
+            "You dealt query heads out like cards. A process has neighbours: the r-th of P equal runs."),
     Mistake("i // G", lambda r, n, h, g: {i // g for i in _own(r, n, h)},
             "You divided query heads by the number of KV heads; divide by group_size."),
     Mistake("one KV head for each query head", lambda r, n, h, g: [i // (h // g) for i in _own(r, n, h)],
@@ -128,7 +138,8 @@ KV_HEADS = Build(
     axes="G",
     mistakes=_MISTAKES,
     refusals=(
-        (_refusal(0, 2, 9, 3), "2 processes cannot share 9 query heads."),
+        (_refusal(0, 8, 12, 4), "8 processes cannot share 12 query heads evenly."),
+        (_refusal(0, 2, 6, 3), "2 processes over 3 KV heads: both would need the middle one."),
         (
             _refusal(1, 3, 12, 2),
             "3 processes over 2 KV heads: the middle one would need both, the others one.",

@@ -49,13 +49,15 @@ def _wrong(numbers: dict) -> list[Mistake]:
     n_layers, right = numbers["n_layers"], _right(numbers)
     one_head, first = right["per_token"], right["query_heads"] * rank
     cards = "You dealt KV heads out like cards. Which query heads does this GPU have, and which KV head do they read?"
+    not_rank = "The KV head has another number than the GPU: several GPUs share one."
     wrong = [
         Mistake("query_heads", h, "Those are all query heads. The GPUs share them."),
         Mistake("query_heads", h // g, "That is group_size, H / G. The query heads are shared by the GPUs."),
+        Mistake("query_heads", list(range(first, first + h // n)), "You wrote which ones they are. How many?"),
         Mistake("query_heads", 1, "More than one: H query heads on so many GPUs."),
         Mistake("kv_head", rank % g, cards),
         Mistake("kv_head", rank // g, "You divided by the number of KV heads. How many GPUs share one of them?"),
-        Mistake("kv_head", rank, "The KV head has another number than the GPU: several GPUs share one."),
+        Mistake("kv_head", rank, cards if rank < g else not_rank),
         Mistake("kv_head", first, "That is the first query head of this GPU. Which KV head does it read?"),
         Mistake("kv_head", rank * g // n + 1, "Count from 0."),
         Mistake("copies", n, "Not every GPU holds this one: the GPUs are more than the KV heads, but each holds one."),
@@ -67,6 +69,7 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake("per_token", one_head * g, "That is the whole model's. What does one GPU hold of it?"),
         Mistake("per_token", one_head // n_layers, "That is one layer."),
         Mistake("per_token", one_head / 1024, "These are KiB. Give bytes."),
+        Mistake("per_token", one_head * 1000 // 1024, "You took 1,000 bytes for a KiB; it has 1,024."),
         Mistake("per_token", one_head // 2, "Half of it: K and V, or the two bytes of bfloat16, are missing."),
         Mistake("per_token", one_head * (h // n), "You counted this GPU's query heads. Only KV heads are kept."),
         Mistake("per_token", one_head * (n // g), "Each copy lies on a GPU of its own. How many does one hold?"),
