@@ -435,6 +435,7 @@ def test_every_option_of_every_prediction_has_a_reply_of_its_own():
 
 def test_what_has_passed_stays_passed_when_the_student_tries_on(monkeypatch):
     monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(engine, "_seeds", {})
     monkeypatch.setitem(engine.EXERCISES, "99.hand", HAND)
     for share, status in ((0.1, "failed"), (0.5, "passed"), (0.1, "passed")):
         check("99.hand", {"bytes": 2**30, "share": share, "heads": [0, 1]})
