@@ -186,7 +186,7 @@ def _of_reading(seen: Evidence):
     if seen.rereads or seen.kv_bytes_read >= 1.5 * seen.kv_bytes_touched > 0:
         yield Finding(
             "read again",
-            "enable_gqa on a CPU: one operation, in which each query head fetches its keys; no meter sees inside"
+            "enable_gqa on a CPU: one operation that works once for each query head; no meter sees inside"
             if seen.rereads
             else f"what is read of K and V is read {seen.kv_bytes_read / seen.kv_bytes_touched:.3g} times",
             "lay the query heads of a group out as rows of one product",

@@ -435,6 +435,15 @@ def test_every_option_of_every_prediction_has_a_reply_of_its_own():
         assert all("next cell" in reply for reply in replies if "Tempting" in reply)
 
 
+def test_what_has_passed_stays_passed_when_the_student_tries_on(monkeypatch):
+    monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(engine, "_seeds", {})
+    monkeypatch.setitem(engine.EXERCISES, "99.hand", HAND)
+    for share, status in ((0.1, "failed"), (0.5, "passed"), (0.1, "passed")):
+        check("99.hand", {"bytes": 2**30, "share": share, "heads": [0, 1]})
+        assert engine._verdicts == {"99.hand": status}
+
+
 def test_progress_lists_every_exercise_and_its_state(monkeypatch):
     monkeypatch.setattr(engine, "_verdicts", {"05.expand": "passed"})
     lines = repr(progress()).splitlines()

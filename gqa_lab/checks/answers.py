@@ -65,6 +65,8 @@ class Hand:
         if not isinstance(answer, dict):
             return Verdict("failed", f"Hand over a dict with the keys {listed(right)}.", self.id)
         if missing := [key for key in right if answer.get(key) is None or answer[key] is ...]:
+            if not set(answer) & set(right):
+                return Verdict("failed", f"The keys of the dict are {listed(right)}; yours are others.", self.id)
             return not_attempted(self.id, missing)
         try:
             given = {key: plain(answer[key]) for key in right}
@@ -87,6 +89,8 @@ class Hand:
         known = [m.diagnosis for m in self.mistakes(numbers) if m.name == key and agrees(value, m.wrong)]
         if slip := unit_slip(key, value, right):
             known.append(slip)
+        if not known and is_rounded_too_far(value, right):
+            known = [f"{value} is rounded too far. Give three digits."]
         if isinstance(value, str) and not isinstance(right, str):
             wanted = "True or False" if isinstance(right, bool) else "a number"
             known = [f"{value!r} is text; write {wanted}, without quotes."]
@@ -122,6 +126,11 @@ def agrees(value: object, right: object) -> bool:
         exact = isinstance(right, int)
         return type(value) is not bool and (value == right if exact else math.isclose(value, right, rel_tol=0.01))
     return type(value) is type(right) and value == right
+
+
+def is_rounded_too_far(value: object, right: object) -> bool:
+    """True if a value is the right number with one or two digits, and not within 1% of it."""
+    return type(right) is float and type(value) in (int, float) and value in (float(f"{right:.{n}g}") for n in (1, 2))
 
 
 def plain(value: object) -> object:

@@ -45,7 +45,7 @@ EXERCISES = {exercise.id: exercise for lesson in LESSONS for exercise in lesson.
 PREDICTIONS = {prediction.id: prediction for lesson in LESSONS for prediction in lesson.PREDICTIONS}
 
 _seeds: dict[str, int] = {}  # the seed last drawn of each hand exercise
-_verdicts: dict[str, str] = {}  # the latest status of each exercise
+_verdicts: dict[str, str] = {}  # the latest status of each exercise; one that has passed stays passed
 _predicted: dict[str, str] = {}  # the latest letter of each prediction
 
 
@@ -68,7 +68,8 @@ def check(exercise_id: str, answer: object) -> Verdict | None:
     except Exception as error:  # an answer may be any object, and no traceback of ours helps the student
         text = f"The check could not read your answer ({type(error).__name__}). Compare its form with the task."
         verdict = Verdict("failed", text, exercise_id)
-    _verdicts[exercise_id] = verdict.status
+    if _verdicts.get(exercise_id) != "passed":
+        _verdicts[exercise_id] = verdict.status
     if "NBGRADER_EXECUTION" not in os.environ:
         return verdict
     print(verdict)

@@ -21,6 +21,12 @@ _MS = "These are milliseconds. The name ends in `_s`: give seconds."
 _COLD = "No warm-up was run: the first steps that you timed are the slow ones."
 _FIXED = "Right for 5 steps after 2. Use `n_steps` and `n_warmup`, whatever they are."
 _LAST = "That is one step. Time `n_steps` of them."
+_TRIMMED = "Without the slowest and the fastest, that is still a mean. The task asks for the median."
+_MODE = "That is the most frequent time. Times that all differ have none; the task asks for the median."
+_UNSORTED = "That is the step in the middle of the run. The median is in the middle of the sorted times."
+_SORTED_FIRST = "You sorted before the warm-up was cut off: what you cut were the fastest steps."
+_OUT_OF_N = "You cut the warm-up out of `n_steps`. It comes before them: `n_warmup` steps more."
+_ONE_MORE = "That is one warm-up step more than `n_warmup`."
 _RATE = "That is steps per second. How long does one take?"
 
 
@@ -42,13 +48,13 @@ class Bench:
 
 def _cases(round_: int) -> list[Case]:
     drawn = (
-        [((100, 100, 10, 10, 10, 50, 10), 5, 2), ((80, 70, 60, 20, 30, 40, 90), 3, 3), ((9, 7, 8, 6), 3, 0)],
+        [((100, 100, 10, 10, 10, 50, 10), 5, 2), ((80, 70, 60, 41, 33, 90, 90, 20), 5, 3), ((9, 7, 8, 6), 3, 0)],
         [((300, 20, 25, 24, 200, 21), 5, 1), ((50, 40, 30, 20, 2, 3, 1), 3, 4), ((5, 4, 11), 1, 2)],
     )[round_]
     cases = []
     for ms, n_steps, n_warmup in drawn:
         seconds = tuple(x / 1000 for x in ms)
-        sizes = {"n_steps": n_steps, "n_warmup": n_warmup, "steps of": " ".join(map(str, ms)) + " ms"}
+        sizes = {"n_steps": n_steps, "n_warmup": n_warmup, "steps_ms": list(ms)}
         cases.append(Case((seconds, "clock", n_steps, n_warmup), sizes))
     return cases
 
@@ -100,6 +106,11 @@ MISTAKES = tuple(
         ("cold mean", lambda t, n, w: sum(t[:n]) / n, _COLD),
         ("last", lambda t, n, w: t[-1], _LAST),
         ("first after the warm-up", lambda t, n, w: t[w], _LAST),
+        ("trimmed mean", lambda t, n, w: statistics.mean(sorted(t[w:])[1:-1]), _TRIMMED),
+        ("mode", lambda t, n, w: statistics.mode(t[w:]), _MODE),
+        ("unsorted", lambda t, n, w: t[w:][n // 2], _UNSORTED),
+        ("sorted first", lambda t, n, w: statistics.median(sorted(t)[w:]), _SORTED_FIRST),
+        ("warm-up out of n_steps", lambda t, n, w: statistics.median(t[w:n]), _OUT_OF_N),
         ("rate", lambda t, n, w: 1 / statistics.median(t[w:]), _RATE),
     )
 ) + (
@@ -109,10 +120,14 @@ MISTAKES = tuple(
         _timed(step, clock, n_warmup + 5)[n_warmup:]), _FIXED),
     Mistake("after 2", lambda step, clock, n_steps=5, n_warmup=2: statistics.median(
         _timed(step, clock, 2 + n_steps)[2:]), _FIXED),
+    Mistake("one warm-up more", lambda step, clock, n_steps=5, n_warmup=2: statistics.median(
+        _timed(step, clock, n_warmup + 1 + n_steps)[n_warmup + 1 :]), _ONE_MORE),
 )  # fmt: skip
 
 
 def _explain(case: Case, got: np.ndarray, index: tuple) -> str:
+    if 0 < got < 1e-4:
+        return "A step takes milliseconds here. Did you read another clock than `clock`?"
     return "The clock is in seconds, stands still outside the steps, and did not start at 0."
 
 

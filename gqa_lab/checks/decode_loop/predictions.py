@@ -47,13 +47,13 @@ PREDICTIONS = (
         "08.p3",
         {
             "a": (
-                "once",
-                "Tempting: that is what the meter says, and what one hopes for. The next cell asks a clock as well.",
+                "about a quarter of the time",
+                "Tempting: a quarter of the keys, and nothing is expanded. The next cell asks the meter and a clock.",
             ),
             "b": (
-                "once for each query head",
-                "So its time says; the meter cannot, because it counts what goes into an operation. The next cell asks "
-                "both.",
+                "nearly the same time",
+                "It works once for each query head, which no meter shows: that counts what goes into an operation. The "
+                "next cell has a recorded run.",
             ),
         },
     ),
