@@ -13,26 +13,26 @@ from gqa_lab.attention import sdpa_attention
 from gqa_lab.listen import load_smollm2
 from gqa_lab.recorded import environment, save_record
 
-SCALES = {
-    "token": (3,),  # one scale for the head_dim numbers of a key, or of a value
-    "place": (2,),  # one for all tokens of a window, at each place of head_dim
-}
-"""The axes of `[B, G, S, D]` that share a scale; each KV head has its own."""
+BLOCK = 64
+"""Tokens that share a scale per place; with a head_dim of 64 there are as many scales as with one per token."""
+
+SCALE_OVER = {"token": -1, "place": -2}
+"""The axis of `[B, G, blocks, BLOCK, D]` whose numbers share a scale."""
 
 
-def stored(x: torch.Tensor, n_bits: int, scale_over: tuple[int, ...]) -> torch.Tensor:
+def stored(x: torch.Tensor, n_bits: int, scale_per: str) -> torch.Tensor:
     """Returns x as it comes back from whole numbers of n_bits bits and a float16 scale. A copy: it shows the error."""
-    most = 2 ** (n_bits - 1) - 1
-    scale = (x.abs().amax(scale_over, keepdim=True) / most).clamp(min=1e-5).half().float()  # zeros: no 0 / 0
-    return (x / scale).round() * scale
+    most, blocks = 2 ** (n_bits - 1) - 1, x.unflatten(2, (-1, BLOCK))
+    scale = (blocks.abs().amax(SCALE_OVER[scale_per], keepdim=True) / most).clamp(min=1e-5).half().float()
+    return ((blocks / scale).round() * scale).flatten(2, 3)
 
 
-def storing(k_bits: int | None, v_bits: int | None, scale_over: tuple[int, ...]):
+def storing(k_bits: int | None, v_bits: int | None, scale_per: str):
     """Returns an attention that reads K and V as they come back from so many bits; None leaves them alone."""
 
     def attend(q, k, v, **rest):
-        k = k if k_bits is None else stored(k, k_bits, scale_over)
-        v = v if v_bits is None else stored(v, v_bits, scale_over)
+        k = k if k_bits is None else stored(k, k_bits, scale_per)
+        v = v if v_bits is None else stored(v, v_bits, scale_per)
         return sdpa_attention(q, k, v, **rest)
 
     return attend
@@ -47,7 +47,7 @@ def main() -> None:
             runs[f"K {k_bits or 'full'}, V {v_bits or 'full'}, a scale per {name}"] = (k_bits, v_bits, name)
     found = {}
     for run, (k_bits, v_bits, name) in runs.items():
-        attend = storing(k_bits, v_bits, SCALES[name])
+        attend = storing(k_bits, v_bits, name)
         found[run] = {text: losses(model, ids, attend=attend) for text, ids in texts.items()}
         mean = {text: sum(values) / len(values) for text, values in found[run].items()}
         print(run, {text: round(value, 4) for text, value in mean.items()}, flush=True)
