@@ -3,7 +3,7 @@
     python benchmarks/kv_int8.py
 
 Writes benchmarks/results/kv_int8.json. Keys are stored as a cache keeps them, after RoPE. The texts are those of
-convert_texts.py, in windows of 512 tokens; losses in nats per token, in float32. Some minutes on two cores.
+convert_texts.py, in windows of 512 tokens; losses in nats per token, in float32. Some minutes on one core.
 """
 
 import torch
@@ -13,27 +13,26 @@ from gqa_lab.attention import sdpa_attention
 from gqa_lab.listen import load_smollm2
 from gqa_lab.recorded import environment, save_record
 
-SCALES = {
-    "token and head": (3,),  # one scale for the head_dim numbers of a key, or of a value
-    "head": (2, 3),  # one for all tokens of a head
-    "layer": (1, 2, 3),  # one for all of a layer's keys, or of its values
-}
-"""The axes of `[B, G, S, D]` that share a scale."""
+BLOCK = 64
+"""Tokens that share a scale per place; with a head_dim of 64 there are as many scales as with one per token."""
+
+SCALE_OVER = {"token": -1, "place": -2}
+"""The axis of `[B, G, blocks, BLOCK, D]` whose numbers share a scale."""
 
 
-def stored(x: torch.Tensor, n_bits: int, scale_over: tuple[int, ...]) -> torch.Tensor:
+def stored(x: torch.Tensor, n_bits: int, scale_per: str) -> torch.Tensor:
     """Returns x as it comes back from whole numbers of n_bits bits and a float16 scale. A copy: it shows the error."""
-    most = 2 ** (n_bits - 1) - 1
-    scale = (x.abs().amax(scale_over, keepdim=True) / most).half().float().clamp(min=1e-7)
-    return (x / scale).round().clamp(-most, most) * scale
+    most, blocks = 2 ** (n_bits - 1) - 1, x.unflatten(2, (-1, BLOCK))
+    scale = (blocks.abs().amax(SCALE_OVER[scale_per], keepdim=True) / most).clamp(min=1e-5).half().float()
+    return ((blocks / scale).round() * scale).flatten(2, 3)
 
 
-def storing(k_bits: int | None, v_bits: int | None, scale_over: tuple[int, ...]):
+def storing(k_bits: int | None, v_bits: int | None, scale_per: str):
     """Returns an attention that reads K and V as they come back from so many bits; None leaves them alone."""
 
     def attend(q, k, v, **rest):
-        k = k if k_bits is None else stored(k, k_bits, scale_over)
-        v = v if v_bits is None else stored(v, v_bits, scale_over)
+        k = k if k_bits is None else stored(k, k_bits, scale_per)
+        v = v if v_bits is None else stored(v, v_bits, scale_per)
         return sdpa_attention(q, k, v, **rest)
 
     return attend
@@ -42,19 +41,13 @@ def storing(k_bits: int | None, v_bits: int | None, scale_over: tuple[int, ...])
 def main() -> None:
     model, tokenizer = load_smollm2(device="cpu")
     texts = held_out(tokenizer)
-    runs = {"original": (None, None, "token and head")}
-    for name in SCALES:
-        for k_bits, v_bits in ((8, None), (None, 8), (8, 8)):
+    runs = {"original": (None, None, "token")}
+    for bits, name in ((8, "token"), (4, "token"), (4, "place")):
+        for k_bits, v_bits in ((bits, None), (None, bits), (bits, bits)):
             runs[f"K {k_bits or 'full'}, V {v_bits or 'full'}, a scale per {name}"] = (k_bits, v_bits, name)
-    for k_bits, v_bits in ((4, None), (None, 4), (4, 4)):
-        runs[f"K {k_bits or 'full'}, V {v_bits or 'full'}, a scale per token and head"] = (
-            k_bits,
-            v_bits,
-            "token and head",
-        )
     found = {}
     for run, (k_bits, v_bits, name) in runs.items():
-        attend = storing(k_bits, v_bits, SCALES[name])
+        attend = storing(k_bits, v_bits, name)
         found[run] = {text: losses(model, ids, attend=attend) for text, ids in texts.items()}
         mean = {text: sum(values) / len(values) for text, values in found[run].items()}
         print(run, {text: round(value, 4) for text, value in mean.items()}, flush=True)

@@ -36,13 +36,19 @@ def scale_of(x: np.ndarray) -> np.ndarray:
 
 
 def _pack(value: object) -> object:
-    """Returns codes, the scale of each, and whether they are int8, in one array; None for anything but two arrays."""
-    if type(value) not in (tuple, list) or len(value) != 2 or any(type(x) is not np.ndarray for x in value):
+    """Returns codes, scales and flags, one for each of `_FORM`, in one array; None for anything but two arrays."""
+    if type(value) not in (tuple, list) or len(value) != 2:
         return None
-    codes, scales = value
-    if codes.ndim != 3 or codes.dtype.kind not in "iuf" or scales.dtype.kind not in "iuf":
+    codes, scales = (np.asarray(x) if isinstance(x, np.generic | float) else x for x in value)
+    if any(type(x) is not np.ndarray or x.dtype.kind not in "iuf" for x in (codes, scales)):
         return None
-    if scales.ndim == 2 and scales.shape == codes.shape[:2]:
+    is_swapped = scales.dtype == np.int8 and codes.dtype.kind == "f"
+    if is_swapped:
+        codes, scales = scales, codes
+    if codes.ndim != 3:
+        return None
+    flags = [codes.dtype == np.int8, scales.dtype == np.float64, not is_swapped]
+    if scales.shape == codes.shape[:2]:
         scales = scales[..., None]
     try:
         scales = np.broadcast_to(scales, codes.shape)
@@ -52,8 +58,8 @@ def _pack(value: object) -> object:
         scales
     )  # whatever the scale of zeros, they come back as zeros
     kept = np.where(is_zero, 0.0, scales)
-    flag = np.full((*codes.shape[:2], 1), float(codes.dtype == np.int8))
-    return np.concatenate([codes.astype(np.float64), kept, flag], axis=-1)
+    flags = np.broadcast_to(np.array(flags, dtype=np.float64), (*codes.shape[:2], len(flags)))
+    return np.concatenate([codes.astype(np.float64), kept, flags], axis=-1)
 
 
 def _reference(x: np.ndarray) -> np.ndarray:
@@ -63,6 +69,25 @@ def _reference(x: np.ndarray) -> np.ndarray:
 def _right(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = scale_of(x)
     return np.round(x / scale).astype(np.int8), scale
+
+
+def _in(dtype: type) -> Callable:
+    """Returns a quantiser that divides by scales of another dtype."""
+    return _with(lambda x: scale_of(x).astype(dtype))
+
+
+def _with_a_zero_point(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = np.maximum(np.ptp(x, axis=-1, keepdims=True) / 255, 1e-300)
+    zero_point = np.round(-128 - x.min(-1, keepdims=True) / scale)
+    return np.clip(np.round(x / scale) + zero_point, -128, 127).astype(np.int8), scale
+
+
+def _ones_if_any_zero(x: np.ndarray) -> np.ndarray:
+    return scale_of(x) if x.any(-1).all() else np.ones((*x.shape[:2], 1))
+
+
+def _length(x: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _with(scale: Callable, cast: Callable = lambda y: np.round(y).astype(np.int64).astype(np.int8)) -> Callable:
@@ -98,6 +123,8 @@ _MEAN = "You took a mean or a spread: numbers larger than that do not fit into a
 _TOO_LARGE = "Your codes reach 254 or 255, and int8 ends at 127: they wrap around."
 _CUT = "You cut off the digits behind the point. Round to the nearest: the error is half as large."
 _FLOAT = "Right codes, but not stored as int8: they take as many bytes as before."
+_SCALES = "Right, but the dtype of your scales is not float64: they were rounded."
+_LENGTH = "You took the length of a token, the root of its sum of squares. Take the largest magnitude."
 _INVERSE = "Your scale is upside down: codes times scales has to give x back."
 _MISTAKES = (
     Mistake("one scale", _with(_over(0, 1, 2)), _ALL),
@@ -143,16 +170,48 @@ _MISTAKES = (
             _MEAN),
     Mistake("root mean square, cut off", _with(lambda x: np.sqrt((x**2).mean(-1, keepdims=True)) / 127, _clipped),
             _MEAN),
+    Mistake("with a zero point", _with_a_zero_point, _UNSIGNED),
+    Mistake("mean magnitude, not divided", _with(lambda x: np.abs(x).mean(-1, keepdims=True)), _MEAN),
+    Mistake("root mean square, not divided", _with(lambda x: np.sqrt((x**2).mean(-1, keepdims=True))), _MEAN),
+    Mistake("length", _with(lambda x: _length(x) / 127), _LENGTH),
+    Mistake("length, not divided", _with(_length), _LENGTH),
+    Mistake("times 127", _with(lambda x: np.abs(x).max(-1, keepdims=True) * 127),
+            "You multiplied by 127: the codes are 0. What is the largest number divided by, so that its code is 127?"),
+    Mistake("the largest divides, too", _with(lambda x: np.abs(x).max(-1, keepdims=True)),
+            "Your scale is the largest number itself: its code is 1. Which scale makes its code 127?"),
+    Mistake("ones if any is zero", _with(_ones_if_any_zero),
+            "One token of zeros, and you set the scale of all to 1. Mend it only where it is 0."),
+    Mistake("scales first", lambda x: _right(x)[::-1], "You returned the scales first. Return (codes, scales)."),
+    Mistake("scales in float32", _in(np.float32), _SCALES),
+    Mistake("scales in float16", _in(np.float16), _SCALES),
+    Mistake("scales in float32, afterwards", lambda x: (_right(x)[0], scale_of(x).astype(np.float32)), _SCALES),
+    Mistake("scales in float16, afterwards", lambda x: (_right(x)[0], scale_of(x).astype(np.float16)), _SCALES),
     Mistake("4 bits", _with(lambda x: np.abs(x).max(-1, keepdims=True) / 7),
             "Your codes end at 7: that is 4 bits. Eight bits reach 127."),
 )  # fmt: skip
 
 
-def _zero_by_zero(function: Callable) -> str | None:
-    """What comes of 0 / 0 when it becomes a whole number is not the same on every machine."""
+class _Watched(np.ndarray):
+    """Refuses to make whole numbers of NaN, which NumPy only warns of, if it may."""
+
+    def astype(self, dtype, *args, **kwargs) -> np.ndarray:
+        if np.dtype(dtype).kind in "iu" and np.isnan(self).any():
+            raise FloatingPointError
+        return super().astype(dtype, *args, **kwargs)
+
+
+def _form(function: Callable) -> str | None:
+    """The shape of the scales; and what 0 / 0 becomes as a whole number is not the same on every machine."""
     [x] = copied(_cases(0)[-1])
+    deadline = time.monotonic() + sandbox.DEADLINE_S
+    _, scales = sandbox.run(function, [x.copy()], {}, deadline).value
+    if np.shape(scales) != (*x.shape[:2], 1):
+        return (
+            f"Right numbers, but your scales have shape {list(np.shape(scales))} instead of [G, S, 1]: codes · scales "
+            "does not give x back. Keep the axis (keepdims)."
+        )
     with np.errstate(invalid="raise", divide="raise"):
-        run = sandbox.run(function, [x], {}, time.monotonic() + sandbox.DEADLINE_S)
+        run = sandbox.run(function, [x.view(_Watched)], {}, deadline)
     if isinstance(run.error, FloatingPointError):
         return (
             "Right numbers, by luck: a token of zeros is divided by a scale of 0, and what int8 makes of 0 / 0 depends "
@@ -161,11 +220,14 @@ def _zero_by_zero(function: Callable) -> str | None:
     return None
 
 
+_FORM = ("The codes are not int8.", "The scales are not float64.", "The scales come first.")
+
+
 def _explain(case: Case, got: np.ndarray, index: tuple) -> str:
     [x] = case.args
     d, (g, s, place) = x.shape[-1], index
-    if place == 2 * d:
-        return _FLOAT
+    if place >= 2 * d:
+        return _FORM[place - 2 * d]
     row = ", ".join(f"{value:.3g}" for value in x[g, s])
     what = f"Code {place}" if place < d else "The scale"
     return f"{what} of this token is {got[index]:.4g}. The token is {row}."
@@ -184,7 +246,7 @@ INT8 = Build(
     pack=_pack,
     returns="two arrays, (codes, scales): int8 [G, S, D] and one scale for each token of a KV head, [G, S, 1]",
     explain=_explain,
-    beyond=_zero_by_zero,
+    beyond=_form,
     tested="Tested with tokens of very different size, mostly with a negative number as their largest, and with zeros.",
     notice="Notice: with head_dim 128 and scales of 16 bits this is 130 bytes for 256, 50.8%. The scales are what "
     "keeps it from being half.",

@@ -50,39 +50,50 @@ def _wrong(numbers: dict) -> list[Mistake]:
     rank, rope = numbers["kv_lora_rank"], numbers["qk_rope_head_dim"]
     kept = rank + rope
     no_rope = "The part with the position is missing: it cannot be made from the latent, so it is kept as well."
-    twice = "The latent is kept once: keys and values are both made from it."
-    per_head = "All heads read the same latent. Nothing is kept per head."
+    once = "the latent is kept once, keys and values are both made from it"
+    mha = "That is MHA: keys and values of every head."
+    found = []
+    for wrong, text in (  # with what follows from it for the other three
+        (rank, no_rope),
+        (2 * rank + rope, f"Wrong by a latent: {once}."),
+        (kept * h, "All heads read the same latent. Nothing is kept per head."),
+        (rank + rope * h, "All heads share one part with the position, too."),
+        (rank + d, "You took head_dim; the part with the position is qk_rope_head_dim wide."),
+        (rank - rope, "The part with the position stands beside the latent. Add it."),
+        (2 * h * d, mha),
+        ((2 * d + rope) * h, "That is the long way: the keys and values of every head, which nobody has to keep."),
+    ):
+        found += [
+            Mistake("elements_per_layer", wrong, text),
+            Mistake("bytes_per_token", 2 * n_layers * wrong, text),
+            Mistake("as_kv_heads", wrong / (2 * d), text),
+        ]
+        if wrong != kept * h:
+            found.append(Mistake("times_smaller", 2 * h * d / wrong, text))
     return [
-        Mistake("elements_per_layer", rank, no_rope),
-        Mistake("elements_per_layer", 2 * kept, twice),
-        Mistake("elements_per_layer", 2 * rank + rope, twice),
-        Mistake("elements_per_layer", kept * h, per_head),
-        Mistake("elements_per_layer", rank + rope * h, "All heads share one part with the position, too."),
+        *found,
+        Mistake("elements_per_layer", 2 * kept, f"Twice as many: {once}."),
         Mistake("elements_per_layer", n_layers * kept, "That is all layers."),
-        Mistake(
-            "elements_per_layer", rank + d, "You took head_dim; the part with the position is qk_rope_head_dim wide."
-        ),
-        Mistake("elements_per_layer", rank - rope, "The part with the position stands beside the latent. Add it."),
-        Mistake("elements_per_layer", 2 * h * d, "That is MHA: keys and values of every head."),
         Mistake("bytes_per_token", n_layers * kept, "These are numbers. Each takes 2 bytes in bfloat16."),
         Mistake("bytes_per_token", 2 * kept, "That is one layer."),
-        Mistake("bytes_per_token", 2 * n_layers * rank, no_rope),
-        Mistake("bytes_per_token", 4 * n_layers * kept, twice),
-        Mistake("bytes_per_token", 2 * n_layers * kept * h, per_head),
-        Mistake("bytes_per_token", 4 * n_layers * h * d, "That is MHA: keys and values of every head."),
+        Mistake("bytes_per_token", 4 * n_layers * kept, f"Twice as many: bfloat16 takes 2 bytes, and {once}."),
         Mistake(
             "as_kv_heads",
             kept / 2,
             "You divided by 2 only. A KV head keeps a key and a value of head_dim numbers each.",
         ),
-        Mistake("as_kv_heads", kept / d, "A KV head of GQA keeps a key and a value: 2 · head_dim numbers."),
-        Mistake("as_kv_heads", rank / (2 * d), no_rope),
+        Mistake("as_kv_heads", kept / d, f"Twice as many: a KV head of GQA keeps a key and a value, and {once}."),
         Mistake(
             "as_kv_heads", 2 * d / kept, "Upside down: how many times do 2 · head_dim numbers fit into the latent?"
         ),
         Mistake("as_kv_heads", 2 * kept / d, "You doubled where you had to halve: a KV head keeps a key and a value."),
-        Mistake("times_smaller", h * d / kept, "MHA keeps keys and values of every head."),
-        Mistake("times_smaller", 2 * h * d / rank, no_rope),
+        Mistake("times_smaller", h * d / kept, f"Half: MHA keeps a key and a value for every head, and {once}."),
+        Mistake(
+            "times_smaller",
+            (2 * d + rope) * h / kept,
+            "You took the keys of the long way, which have the position behind them. Those of MHA with these heads are "
+            "head_dim wide.",
+        ),
         Mistake("times_smaller", kept / (2 * h * d), "Upside down: that is what is left of MHA's cache."),
         Mistake(
             "times_smaller", h, "That would be MQA with this head_dim. Divide what MHA keeps by what is kept here."
@@ -93,7 +104,11 @@ def _wrong(numbers: dict) -> list[Mistake]:
         Mistake(
             "times_smaller", 100 * (1 - kept / (2 * h * d)), "That is the share saved in percent. Divide MHA by this."
         ),
-        Mistake("times_smaller", 2 * d / kept, "You left out the heads: MHA keeps a key and a value for each."),
+        Mistake(
+            "times_smaller",
+            2 * d / kept,
+            "The heads cancelled: MHA keeps a key and a value for each, and here nothing is kept per head.",
+        ),
     ]
 
 

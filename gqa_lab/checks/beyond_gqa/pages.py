@@ -7,7 +7,7 @@ from gqa_lab.checks.cases import Case, copied, normal
 from gqa_lab.checks.functions import Build
 
 _SIZES = (  # pages, KV heads, page size, head_dim, table, length
-    ((7, 3, 4, 5, (5, 0, 2), 10), (6, 2, 5, 3, (3, 1), 10), (9, 4, 2, 6, (8, 2, 5, 1), 7), (5, 1, 8, 4, (2,), 3)),
+    ((7, 3, 4, 5, (5, 0, 2), 10), (6, 2, 5, 3, (3, 1), 10), (9, 8, 2, 6, (8, 2, 5, 1), 7), (5, 1, 8, 4, (2,), 3)),
     ((8, 2, 4, 3, (6, 1, 3), 9), (5, 3, 2, 4, (4, 0, 2), 6), (7, 2, 3, 5, (1, 6, 0), 8), (6, 2, 6, 3, (5, 3), 12)),
 )
 
@@ -36,6 +36,11 @@ def _whole(pages: np.ndarray, table: list[int]) -> np.ndarray:
     return np.concatenate([pages[page] for page in table], axis=1)
 
 
+def _last_cut(pages: np.ndarray, table: list[int], length: int) -> np.ndarray:
+    *full, last = [pages[page] for page in table]
+    return np.concatenate([*full, last[:, : length % pages.shape[2]]], axis=1)
+
+
 def _reshaped(pages: np.ndarray, table: list[int]) -> np.ndarray:
     return pages[table].reshape(pages.shape[1], -1, pages.shape[3])
 
@@ -55,6 +60,12 @@ _MISTAKES = (
     Mistake("not cut", lambda pages, table, length: _whole(pages, table), _END),
     Mistake("whole pages only",
             lambda pages, table, length: _whole(pages, table)[:, : length - length % pages.shape[2]], _CUT),
+    Mistake("last page dropped",
+            lambda pages, table, length: _whole(pages, table[: length // pages.shape[2]]), _CUT),
+    Mistake("last page empty when full", _last_cut,
+            "You cut the last page at length % page_size. What is that when the page is full?"),
+    Mistake("heads cut", lambda pages, table, length: _whole(pages, table)[:length],
+            "You cut the KV heads: `[:length]` stops on the first axis, and the tokens are the second."),
     Mistake("no axes moved", lambda pages, table, length: _reshaped(pages, table)[:, :length], _MIXED),
     Mistake("no axes moved, not cut", lambda pages, table, length: _reshaped(pages, table), _MIXED),
     Mistake("pages and tokens first",

@@ -61,18 +61,18 @@ PREDICTIONS = (
         {
             "a": (
                 "keys",
-                "An error in a key moves its weight, as the next cell shows, through an exponential; an error in a "
-                "value is averaged with its neighbours'.",
+                "The next cell and the recorded numbers below show it. Is that so of all keys, or of these? Look at "
+                "random ones afterwards.",
             ),
             "b": (
                 "values",
-                "Tempting: values are what comes out. Their errors are averaged by the weights; what happens to an "
-                "error in a score? The next cell shows both.",
+                "Tempting: values are what comes out. But what sets the scale of each? The next cell and the recorded "
+                "numbers below show both.",
             ),
             "c": (
                 "both alike",
-                "Tempting: the same numbers of the same size. They go through different formulas; the next cell shows "
-                "both.",
+                "Tempting, and of random numbers nearly true. Are a model's keys such? The next cell and the recorded "
+                "numbers below show both.",
             ),
         },
     ),

@@ -36,8 +36,8 @@ def _sizes(value: object) -> tuple | str:
 def _too_small(q_len: int, kv_len: int, window: int) -> str | None:
     if kv_len == 1:
         return "One key is seen by every mask. Try again with several."
-    if window > 4 * kv_len:
-        return "The window is far wider than the sequence. Try again with one that the sequence fills, or nearly."
+    if window > kv_len + 2:
+        return "The window is wider than the sequence by more than two. Try again with one that it fills, or nearly."
     return None
 
 
@@ -64,8 +64,8 @@ WINDOW = FindMistake(
                 f"`hiding`: {ALREADY_SHOWS.format('first at [4, 0]')}"),
         Mistake("a single key", _GOOD | {"hiding": (1, 1, 4)},
                 "`hiding`: True, but too small to fool anybody. One key is seen"),
-        Mistake("far from the window", _GOOD | {"hiding": (3, 3, 100)},
-                "`hiding`: True, but too small to fool anybody. The window is far wider"),
+        Mistake("the sizes of the notebook's own try", _GOOD | {"hiding": (2, 5, 8)},
+                "`hiding`: True, but too small to fool anybody. The window is wider"),
         Mistake("more new than visible", _GOOD | {"exposing": (5, 3, 2)},
                 "`exposing`: 5 new tokens cannot be among 3 visible ones"),
     ),
