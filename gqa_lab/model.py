@@ -68,7 +68,7 @@ def rotary_tables(
 
 
 def rotate(x: Float[Tensor, "B heads T D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B heads T D"]:
-    """Returns q or k turned by its positions; cos and sin as `Transformer.rope` returns them."""
+    """Returns q or k turned by its positions; cos and sin `[(B, 1,) T, D]` as `Transformer.rope` returns them."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 

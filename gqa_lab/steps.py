@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gqa_lab.attention import grouped_attention
 from gqa_lab.cache import KVCache
 from gqa_lab.generate import decode_step
-from gqa_lab.model import Layer, Transformer
+from gqa_lab.model import Layer, Transformer, rotate
 
 Step = Callable[..., Tensor]
 
@@ -64,10 +64,8 @@ def _first(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) ->
     def heads(linear: nn.Linear) -> Tensor:
         return _linear(linear, normed).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)  # [B, heads, 1, D]
 
-    def rotate(y: Tensor) -> Tensor:
-        return y * cos + y.roll(own.head_dim // 2, -1) * sin
-
-    return rotate(own.q_norm(heads(own.q_proj))), rotate(own.k_norm(heads(own.k_proj))), heads(own.v_proj)
+    q, k = own.q_norm(heads(own.q_proj)), own.k_norm(heads(own.k_proj))
+    return rotate(q, cos, sin), rotate(k, cos, sin), heads(own.v_proj)
 
 
 def _between(

@@ -173,7 +173,7 @@ def test_a_full_cache_refuses_a_recording_too(recordings):
 
 
 def compare_compiled_logits(dtype: torch.dtype) -> None:
-    """Asserts that a compiled step is as close to float64 as an eager one, or closer."""
+    """Asserts that a compiled step is at most twice as far from float64 as an eager one."""
     model, exact, ids = make_model(dtype), make_model(), torch.tensor(PROMPTS[0])
     exact.load_state_dict(model.state_dict())  # the same numbers, as far as the dtype could hold them
     logits = []
@@ -222,7 +222,7 @@ def test_compiled_pieces_serve_all_layers_and_change_no_token(changes, prompts):
 @slow
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_compiled_pieces_round_no_more_than_eager_ones(dtype):
+def test_compiled_pieces_err_at_most_twice_as_much_as_eager_ones(dtype):
     code = f"import torch, test_steps; test_steps.compare_compiled_logits({dtype})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
