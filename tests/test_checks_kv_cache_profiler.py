@@ -604,8 +604,8 @@ def test_numbers_in_words_are_numbers(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["when no one likes the answers any more", "at the canteen", "worse than one would like", "on the one-byte cache",
-     "if it often fails", "when nobody attends", "no one answer is right", "p90 as before", "until 2027"],
+    ["when no one likes the answers any more", "at the canteen", "worse than one would like", "if one believes in it",
+     "on the one-byte cache", "if it often fails", "when nobody attends", "no one answer is right", "p90 as before", "until 2027"],
 )  # fmt: skip
 def test_words_that_hold_a_number_by_chance_are_none(text):
     assert not review._has_number(f"Stop {text}."), text

@@ -40,10 +40,10 @@ _WORDS = (
     "quarter twice"
 ).split()
 _UNITS = (  # after these words "one" is a number; in "no one" and "one would like" it is none
-    "percent point in ms millisecond second minute hour day week month byte token step run seed test fact question "
+    "percent point ms millisecond second minute hour day week month byte token step run seed test fact question "
     "answer chat agent jump spike crash error failure"
 ).split()
-_NUMBER = rf"\d|\b({'|'.join(_WORDS)})\b|(?<!no )\bone (\w+ )?({'|'.join(_UNITS)})\b"
+_NUMBER = rf"\d|\b({'|'.join(_WORDS)})\b|(?<!no )\bone (in|(\w+ )?({'|'.join(_UNITS)}))\b"
 
 
 @dataclass(frozen=True)
