@@ -595,8 +595,8 @@ def test_a_number_in_words_an_action_of_one_word_and_narrower_projections_pass(c
 
 @pytest.mark.parametrize(
     "text",
-    "ninety percent, forty, a quarter, a third, half of it, thirteen, a thousand steps, sixty-five, more than one jump, "
-    "one percent, one loss jump in a day, 3".split(", "),
+    "ninety percent, forty, a quarter, a third, half of it, thirteen, a thousand steps, sixty-five, more than one "
+    "jump, one percent, one loss jump in a day, 3".split(", "),
 )
 def test_numbers_in_words_are_numbers(text):
     assert review._has_number(f"Stop at {text}."), text
@@ -605,7 +605,8 @@ def test_numbers_in_words_are_numbers(text):
 @pytest.mark.parametrize(
     "text",
     ["when no one likes the answers any more", "at the canteen", "worse than one would like", "if one believes in it",
-     "on the one-byte cache", "if it often fails", "when nobody attends", "no one answer is right", "p90 as before", "until 2027"],
+     "on the one-byte cache", "if it often fails", "when nobody attends", "no one answer is right", "p90 as before",
+     "until 2027"],
 )  # fmt: skip
 def test_words_that_hold_a_number_by_chance_are_none(text):
     assert not review._has_number(f"Stop {text}."), text
