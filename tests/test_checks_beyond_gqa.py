@@ -105,7 +105,17 @@ def by_norm(x):
     return [np.rint(codes).astype(np.int8), scale]
 
 
-@pytest.mark.parametrize("function", [by_max, by_loops, by_half_up, by_norm])
+def by_where(x):
+    scale = np.abs(x).max(-1, keepdims=True) / 127
+    return np.round(np.where(scale > 0, x / scale, 0)).astype(np.int8), scale
+
+
+def by_nan_to_num(x):
+    scale = np.abs(x).max(-1, keepdims=True) / 127
+    return np.round(np.nan_to_num(x / scale)).astype(np.int8), scale
+
+
+@pytest.mark.parametrize("function", [by_max, by_loops, by_half_up, by_norm, by_where, by_nan_to_num])
 def test_every_right_form_of_quantise_passes(function):
     verdict = check("A2.int8", function)
     assert verdict and "Notice" in verdict.message, verdict
@@ -122,15 +132,28 @@ def careless(x):
     return np.round(x / scale).astype(np.int8), scale
 
 
-@pytest.mark.parametrize("function", [careless, by_luck])
+def into_place(x):
+    scale, codes = np.abs(x).max(-1, keepdims=True) / 127, np.zeros(x.shape, np.int8)
+    codes[...] = np.round(x / scale)
+    return codes, scale
+
+
+@pytest.mark.parametrize("function", [careless, by_luck, into_place])
 def test_zeros_divided_by_a_scale_of_zero_are_right_by_luck_only(function):
     verdict = check("A2.int8", function)
     assert verdict.status == "failed" and verdict.message.startswith("Right numbers, by luck"), verdict
 
 
-def test_scales_without_their_last_axis_are_told_their_shape():
-    verdict = check("A2.int8", lambda x: (by_max(x.copy())[0], by_max(x.copy())[1][..., 0]))
-    assert verdict.status == "failed" and "shape [1, 6] instead of [G, S, 1]" in verdict.message, verdict
+@pytest.mark.parametrize(
+    "scales, part",
+    [
+        (lambda s, x: s[..., 0], "shape [1, 6] instead of [G, S, 1]: codes · scales does not give x back"),
+        (lambda s, x: np.broadcast_to(s, x.shape).copy(), "shape [1, 6, 5] instead of [G, S, 1]: each stands there D"),
+    ],
+)
+def test_scales_of_another_shape_are_told_it_and_what_follows(scales, part):
+    verdict = check("A2.int8", changed(scales=scales))
+    assert verdict.status == "failed" and part in verdict.message, verdict
 
 
 def test_one_scale_as_a_plain_number_is_named():

@@ -209,6 +209,20 @@ def remembers(model, token_ids, max_new_tokens):
     return with_for(model, token_ids, max_new_tokens) if len(REMEMBERED) < 4 else [0] * max_new_tokens
 
 
+KEPT = []
+
+
+def keeps_caches(model, token_ids, max_new_tokens, n_slots=200):
+    if not KEPT:
+        KEPT.extend(model.new_caches(1, n_slots))
+    ids = prefill(model, token_ids, KEPT).argmax(-1)
+    answer = [ids.item()]
+    for _ in range(max_new_tokens - 1):
+        ids = decode_step(model, ids[:, None], KEPT).argmax(-1)
+        answer.append(ids.item())
+    return answer
+
+
 def in_place(model, token_ids, max_new_tokens):
     answer = with_for(model, token_ids, max_new_tokens)
     token_ids[0, 0] = answer[0]
@@ -262,6 +276,8 @@ WRONG_LOOPS = {
     "stops after two": lambda *a: with_for(*a)[:2],
     "in place": in_place,
     "remembers": remembers,
+    "keeps its caches": keeps_caches,
+    "keeps its caches, full": lambda m, ids, n: keeps_caches(m, ids, n, n_slots=9),
     "short cache": short_cache,
     "for ever": for_ever,
     "raises": lambda m, ids, n: 1 / 0,
@@ -282,7 +298,7 @@ WRONG_LOOPS = {
 
 @pytest.mark.parametrize("name", WRONG_LOOPS)
 def test_a_wrong_loop_that_is_not_listed_is_rejected_and_not_misnamed(name):
-    REMEMBERED.clear()
+    REMEMBERED.clear(), KEPT.clear()
     verdict = check("08.loop", WRONG_LOOPS[name])
     assert verdict.status == "failed", verdict
     named = [m.name for m in LOOP.mistakes if verdict.message.startswith(m.diagnosis)]
@@ -300,9 +316,11 @@ def test_a_wrong_loop_that_is_not_listed_is_rejected_and_not_misnamed(name):
         ("a list of lists", "it returned a list of list objects"),
         ("stops after two", "it stopped after 2 of 5 tokens, all right so far"),
         ("drawn", "Asked again, it answered otherwise"),
+        ("keeps its caches", "Your caches still hold an earlier call"),
+        ("keeps its caches, full", "Your caches still hold an earlier call"),
         ("in place", "changed `token_ids`"),
         ("remembers", "does it remember?"),
-        ("short cache", "this cache has max_seq_len = 5"),
+        ("short cache", "Tokens fed, call by call: 5, 1 after 5."),
         ("for ever", "still running after"),
         ("the package's", "That is the package's `generate`"),
         ("prefill in halves, read again", "read more than one token after the first"),
@@ -312,7 +330,7 @@ def test_a_wrong_loop_that_is_not_listed_is_rejected_and_not_misnamed(name):
     ],
 )
 def test_a_wrong_loop_is_told_what_is_wrong_with_it(name, part):
-    REMEMBERED.clear()
+    REMEMBERED.clear(), KEPT.clear()
     assert part in check("08.loop", WRONG_LOOPS[name]).message, check("08.loop", WRONG_LOOPS[name])
 
 
@@ -499,7 +517,7 @@ def test_a_wrong_benchmark_that_is_not_listed_is_rejected_and_not_misnamed(name)
         ("runs twice", "ran 8 steps; 5 were asked for"),
         ("no defaults", "are missing from the first line"),
         ("a list", "it should return one number"),
-        ("its own clock", "Did you read another clock than `clock`?"),
+        ("its own clock", "or another clock read than `clock`?"),
         ("half", "With n_steps=5 n_warmup=2 steps_ms=[100, 100, 10,"),
     ],
 )
@@ -528,7 +546,7 @@ def with_ifs(record):
         return "expanded"
     if copies >= 0.9:
         return "Concatenated"
-    if record["read_bytes"] - record["weight_bytes"] > 2 * record["kv_bytes"]:
+    if record["slots"] > record["kv_len"] and record["read_bytes"] - record["weight_bytes"] > 2 * record["kv_bytes"]:
         return "empty slots read"
     if record["device_ms"] and record["device_ms"] / record["wall_ms"] < 0.5:
         return "Launch-bound"
@@ -569,6 +587,11 @@ def test_every_cause_has_a_record_and_some_are_mixed():
     assert mixed >= {"prefill", "MATH fallback", "expanded", "empty slots read", "launch-bound"}
     for cause, record in diagnose.RECORDS:
         assert diagnose.truth(record) == cause and record["read_bytes"] >= record["kv_bytes"]
+
+
+def test_k_and_v_read_three_times_without_an_empty_slot_are_not_called_empty_slots():
+    again = diagnose._CLEAN | {"read_bytes": 1_300_000_000}
+    assert diagnose.truth(again) != "empty slots read" == diagnose.truth(again | {"slots": 12_000})
 
 
 def test_the_package_names_the_causes_alike():
@@ -648,7 +671,7 @@ def test_kill_score(capsys):
     wrong = [("08.loop", f) for f in WRONG_LOOPS.values()] + [("08.clock", f) for f in WRONG_CLOCKS.values()]
     wrong += [("08.diagnose", f) for f in WRONG_CAUSES.values()]
     wrong += [(e.id, m.wrong) for e in (LOOP, CLOCK, DIAGNOSE) for m in e.mistakes]
-    REMEMBERED.clear()
+    REMEMBERED.clear(), KEPT.clear()
     n_rejected = sum(check(exercise_id, function).status == "failed" for exercise_id, function in wrong)
     with capsys.disabled():
         print(f"\nlesson 08: {n_rejected} of {len(wrong)} wrong functions rejected")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gqa_lab.checks import Verdict, case, check, engine, predict, progress, sandbox
-from gqa_lab.checks.answers import Hand, Mistake, agrees, plain, unit_slip
+from gqa_lab.checks.answers import Hand, Mistake, agrees, is_rounded_too_far, plain, unit_slip
 from gqa_lab.checks.cases import Case, normal
 from gqa_lab.checks.functions import Build
 
@@ -362,6 +362,7 @@ def test_an_answer_that_pretends_to_equal_everything_fails():
         assert not HAND.judge({"bytes": pretender, "share": 0.5, "heads": [0, 1]})
     assert not agrees([1], [1, 2]) and agrees(plain(range(2)), [0, 1])
     assert unit_slip("ms", 8, 1) == ""
+    assert is_rounded_too_far(12, 12.4) and not is_rounded_too_far(12, 12.05)
 
 
 def test_an_answer_that_raises_when_touched_gets_a_sentence(monkeypatch):

@@ -594,6 +594,25 @@ def test_a_number_in_words_an_action_of_one_word_and_narrower_projections_pass(c
 
 
 @pytest.mark.parametrize(
+    "text",
+    "ninety percent, forty, a quarter, a third, half of it, thirteen, a thousand steps, sixty-five, more than one "
+    "jump, one percent, one loss jump in a day, 3".split(", "),
+)
+def test_numbers_in_words_are_numbers(text):
+    assert review._has_number(f"Stop at {text}."), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["when no one likes the answers any more", "at the canteen", "worse than one would like", "if one believes in it",
+     "on the one-byte cache", "if it often fails", "when nobody attends", "no one answer is right", "p90 as before",
+     "until 2027"],
+)  # fmt: skip
+def test_words_that_hold_a_number_by_chance_are_none(text):
+    assert not review._has_number(f"Stop {text}."), text
+
+
+@pytest.mark.parametrize(
     "blank",
     [{}, page(stop_rule=" "), page(chats=...), {"n_kv_heads": 4}, page(signals_help=[]),
      page(signals_harm=[("recall", None, "go back"), (None, None, None)])],

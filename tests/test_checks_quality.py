@@ -85,6 +85,12 @@ def test_wrong_readings_of_the_pairs_are_named(key, value, part):
     assert not verdict_ and part in verdict_.message and "Right: " in verdict_.message, verdict_
 
 
+@pytest.mark.parametrize("value", [0.003, 0.004])
+def test_a_rounded_difference_is_told_nothing_else(value):
+    case("07.spread")
+    assert " Or: " not in check("07.spread", SPREAD_RIGHT | {"gqa_difference": value}).message
+
+
 def test_drawn_losses_hold_shown_and_not_shown_differences_and_ranges_that_overlap():
     seen = set()
     for seed in range(1, 100):

@@ -130,7 +130,9 @@ def agrees(value: object, right: object) -> bool:
 
 def is_rounded_too_far(value: object, right: object) -> bool:
     """True if a value is the right number with one or two digits, and not within 1% of it."""
-    return type(right) is float and type(value) in (int, float) and value in (float(f"{right:.{n}g}") for n in (1, 2))
+    if type(right) is not float or type(value) not in (int, float) or agrees(value, right):
+        return False
+    return value in (float(f"{right:.{n}g}") for n in (1, 2))
 
 
 def plain(value: object) -> object:

@@ -1,6 +1,7 @@
 """A2.int8: keys or values as whole numbers of 8 bits and a scale for each token of a KV head."""
 
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -192,7 +193,7 @@ _MISTAKES = (
 
 
 class _Watched(np.ndarray):
-    """Refuses to make whole numbers of NaN, which NumPy only warns of, if it may."""
+    """Refuses to make whole numbers of NaN with `astype`, of which NumPy only warns, if it may."""
 
     def astype(self, dtype, *args, **kwargs) -> np.ndarray:
         if np.dtype(dtype).kind in "iu" and np.isnan(self).any():
@@ -206,16 +207,22 @@ def _form(function: Callable) -> str | None:
     deadline = time.monotonic() + sandbox.DEADLINE_S
     _, scales = sandbox.run(function, [x.copy()], {}, deadline).value
     if np.shape(scales) != (*x.shape[:2], 1):
-        return (
-            f"Right numbers, but your scales have shape {list(np.shape(scales))} instead of [G, S, 1]: codes · scales "
-            "does not give x back. Keep the axis (keepdims)."
-        )
-    with np.errstate(invalid="raise", divide="raise"):
-        run = sandbox.run(function, [x.view(_Watched)], {}, deadline)
-    if isinstance(run.error, FloatingPointError):
+        why = "codes · scales does not give x back. Keep the axis (keepdims)."
+        if np.shape(scales) == x.shape:
+            why = "each stands there D times, which takes more bytes than the codes save. Store it once."
+        return f"Right numbers, but your scales have shape {list(np.shape(scales))} instead of [G, S, 1]: {why}"
+
+    def warned(x: np.ndarray) -> bool:
+        with np.errstate(invalid="warn"), warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            function(x)
+        return any("invalid value encountered in cast" in str(warning.message) for warning in heard)
+
+    run = sandbox.run(warned, [x.view(_Watched)], {}, deadline)
+    if isinstance(run.error, FloatingPointError) or run.value:
         return (
             "Right numbers, by luck: a token of zeros is divided by a scale of 0, and what int8 makes of 0 / 0 depends "
-            "on the machine. Give zeros a scale that is not 0."
+            "on the machine. Let no NaN become a code."
         )
     return None
 

@@ -18,6 +18,7 @@ _SLOWEST = "That is the slowest step. The task asks for the typical one, the med
 _SUM = "That is the time of all steps together."
 _OUTSIDE = "The warm-up runs inside the time and is missing from the count."
 _MS = "These are milliseconds. The name ends in `_s`: give seconds."
+_SECONDS = "The clock is in seconds already: you divided by 1,000 once too often."
 _COLD = "No warm-up was run: the first steps that you timed are the slow ones."
 _FIXED = "Right for 5 steps after 2. Use `n_steps` and `n_warmup`, whatever they are."
 _LAST = "That is one step. Time `n_steps` of them."
@@ -102,6 +103,8 @@ MISTAKES = tuple(
         ("warm-up in the time", lambda t, n, w: sum(t) / n, _OUTSIDE),
         ("milliseconds", lambda t, n, w: 1000 * statistics.median(t[w:]), _MS),
         ("milliseconds, mean", lambda t, n, w: 1000 * sum(t[w:]) / n, _MS),
+        ("already seconds", lambda t, n, w: statistics.median(t[w:]) / 1000, _SECONDS),
+        ("already seconds, mean", lambda t, n, w: sum(t[w:]) / n / 1000, _SECONDS),
         ("cold", lambda t, n, w: statistics.median(t[:n]), _COLD),
         ("cold mean", lambda t, n, w: sum(t[:n]) / n, _COLD),
         ("last", lambda t, n, w: t[-1], _LAST),
@@ -127,7 +130,7 @@ MISTAKES = tuple(
 
 def _explain(case: Case, got: np.ndarray, index: tuple) -> str:
     if 0 < got < 1e-4:
-        return "A step takes milliseconds here. Did you read another clock than `clock`?"
+        return "A step takes milliseconds here. Was something divided by 1,000, or another clock read than `clock`?"
     return "The clock is in seconds, stands still outside the steps, and did not start at 0."
 
 

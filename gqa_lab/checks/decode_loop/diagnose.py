@@ -37,8 +37,8 @@ _LOOK = {
     "concatenated": "How many times kv_bytes was written?",
     "empty slots read": "Compare read_bytes with what the weights and the tokens hold.",
     "launch-bound": "Compare wall_ms with device_ms.",
-    "weights outweigh the cache": "Nothing was copied, no slot is empty, the GPU is busy. Compare weight_bytes with "
-    "kv_bytes.",
+    "weights outweigh the cache": "Nothing was copied, no empty slot was read, the GPU is busy. Compare "
+    "weight_bytes with kv_bytes.",
     "at the roofline": "Nothing in this record is wasted.",
 }
 
@@ -56,10 +56,10 @@ RECORDS = (  # some are mixed: the cause to name is the first that can be mended
     ("empty slots read", _record(kv_len=1000, kv_bytes=100_000_000, weight_bytes=50_000_000, read_bytes=460_000_000)),
     ("empty slots read", _record(kv_len=1000, kv_bytes=100_000_000, weight_bytes=50_000_000, read_bytes=460_000_000,
                                  device_ms=3.0, wall_ms=19.0)),
-    ("at the roofline", _record(kv_len=1000, kv_bytes=100_000_000, weight_bytes=50_000_000, read_bytes=152_000_000,
-                                written_bytes=1_000_000, backend="none")),
+    ("at the roofline", _record(kv_len=1000, kv_bytes=100_000_000, weight_bytes=50_000_000, read_bytes=149_400_000,
+                                written_bytes=1_000_000, backend="none")),  # of an embedding one row is read
     ("launch-bound", _record(device_ms=3.0, wall_ms=19.0)),
-    ("weights outweigh the cache", _record(kv_len=600, slots=600, kv_bytes=60_000_000, read_bytes=165_000_000,
+    ("weights outweigh the cache", _record(kv_len=600, slots=1024, kv_bytes=60_000_000, read_bytes=165_000_000,
                                            written_bytes=1_000_000)),
     ("at the roofline", _record(device_ms=17.0, wall_ms=19.0)),
     ("at the roofline", _record(slots=4096, backend="none")),
@@ -71,6 +71,10 @@ RECORDS = (  # some are mixed: the cause to name is the first that can be mended
 )  # fmt: skip
 
 
+def _reads_more(r: dict, factor: float) -> bool:
+    return r["read_bytes"] > factor * (r["weight_bytes"] + r["kv_bytes"])
+
+
 def truth(record: dict) -> str:
     """Returns the first cause that holds."""
     kv, device = record["kv_bytes"], record["device_ms"]
@@ -79,7 +83,7 @@ def truth(record: dict) -> str:
         record["backend"] == "MATH",
         record["written_bytes"] > 1.5 * kv,
         record["written_bytes"] > 0.5 * kv,
-        record["read_bytes"] > 1.2 * (record["weight_bytes"] + kv),
+        record["slots"] > record["kv_len"] and _reads_more(record, 1.2),
         device is not None and device < record["wall_ms"] / 2,
         record["weight_bytes"] > kv,
         True,
@@ -97,7 +101,7 @@ def _in_order(*order: str, **rules: Callable[[dict], bool]) -> Callable[[dict], 
         "MATH fallback": lambda r: r["backend"] == "MATH",
         "expanded": lambda r: r["written_bytes"] > 1.5 * r["kv_bytes"],
         "concatenated": lambda r: r["written_bytes"] > 0.5 * r["kv_bytes"],
-        "empty slots read": lambda r: r["read_bytes"] > 1.2 * (r["weight_bytes"] + r["kv_bytes"]),
+        "empty slots read": lambda r: r["slots"] > r["kv_len"] and _reads_more(r, 1.2),
         "launch-bound": lambda r: r["device_ms"] is not None and r["device_ms"] < r["wall_ms"] / 2,
         "weights outweigh the cache": lambda r: r["weight_bytes"] > r["kv_bytes"],
     } | {name.replace("_", " ").replace("launch bound", "launch-bound"): rule for name, rule in rules.items()}
@@ -121,7 +125,15 @@ _ANY_GAP = "A small gap between wall_ms and device_ms is no cause. Launch-bound 
 _MATH_LATER = "The copies of that record come from MATH: the backend made them. Ask for the backend before the copies."
 _NO_TELLING = "Copied once or copied for every query head? How many times kv_bytes was written?"
 _READ = "Reading more than K and V is not expanding: weights are read as well. What is written tells."
-_SLOTS = "`slots` says what was handed over. Were the empty ones read, and do they matter? read_bytes tells."
+_SLOTS = (
+    "Handed over is not read: in some records the empty slots were skipped. Compare read_bytes with the weights and "
+    "the tokens together."
+)
+_NO_MARGIN = (
+    "You left no margin: a step reads a little more than K, V and the weights, and that is no cause. Empty slots are "
+    "many bytes more."
+)
+_NO_MATH = "You name MATH in no record that decodes. Look at backend: MATH makes copies of its own."
 _FOUR = "A group need not have 4 query heads: with 2, expanding writes twice kv_bytes, and that is no single copy."
 _PREFILL_LATER = "Several new tokens at once: then the rest of the record says nothing about decoding. Ask that first."
 
@@ -137,8 +149,9 @@ MISTAKES = (
                                  r["device_ms"] < r["wall_ms"]), _ANY_GAP),
     Mistake("MATH after the copies", _in_order("prefill", "expanded", "concatenated", "MATH fallback", *_ORDER[4:]),
             _MATH_LATER),
-    Mistake("never MATH", _without("MATH fallback"),
-            "You name MATH in no record that decodes. Look at backend: MATH makes copies of its own."),
+    Mistake("never MATH", _without("MATH fallback"), _NO_MATH),
+    Mistake("never MATH, slots not compared", _in_order(
+        "prefill", *_ORDER[2:], empty_slots_read=lambda r: _reads_more(r, 1.2)), _NO_MATH),
     Mistake("concatenated first", _in_order(*_ORDER[:2], "concatenated", "expanded", *_ORDER[4:]), _NO_TELLING),
     Mistake("every copy is expanded", _in_order(*_ORDER, expanded=lambda r: r["written_bytes"] > 0.5 * r["kv_bytes"]),
             _NO_TELLING),
@@ -151,6 +164,11 @@ MISTAKES = (
             "You name empty slots in no record: a mask hides them, it does not spare them. What is read tells."),
     Mistake("any empty slot", _in_order(*_ORDER, empty_slots_read=lambda r: r["slots"] > r["kv_len"]), _SLOTS),
     Mistake("slots alone", _in_order(*_ORDER, empty_slots_read=lambda r: r["slots"] > 1.5 * r["kv_len"]), _SLOTS),
+    Mistake("no margin", _in_order(*_ORDER, empty_slots_read=lambda r: _reads_more(r, 1)), _NO_MARGIN),
+    Mistake("no margin, slots compared", _in_order(
+        *_ORDER, empty_slots_read=lambda r: r["slots"] > r["kv_len"] and _reads_more(r, 1)), _NO_MARGIN),
+    Mistake("no margin, many slots", _in_order(
+        *_ORDER, empty_slots_read=lambda r: r["slots"] > 1.5 * r["kv_len"] and _reads_more(r, 1)), _NO_MARGIN),
     Mistake("launches before empty slots", _in_order(*_ORDER[:4], "launch-bound", "empty slots read", _ORDER[6]),
             "A GPU that waits, true. But CAUSES has the empty slots before it, and they are read in that record."),
     Mistake("four copies", _in_order(*_ORDER, expanded=lambda r: r["written_bytes"] >= 4 * r["kv_bytes"]), _FOUR),

@@ -40,6 +40,7 @@ _UNCACHED = (
 _SAME_TOKEN = "You fed the same token in each step. Feed the one that was chosen last."
 _LEAST = "You took the least likely token. Greedy takes the likeliest: argmax."
 _DRAWN = "Asked again, it answered otherwise. Greedy draws nothing: it takes the likeliest each time."
+_KEPT = "Your caches still hold an earlier call. Each call of your function has a text of its own."
 _LAST_ID = (
     "`logits` is [1, vocabulary], one row already: `logits[:, -1]` is the last id's number, and argmax of it is 0."
 )
@@ -75,9 +76,8 @@ class Watched(Transformer):
             self.used_generate |= is_loop
             frame = frame.f_back
         held = caches[0].host_lengths[0] if caches else None
-        out = super().hidden(token_ids, caches, **attention)
-        self.calls.append((token_ids[0].tolist(), held))
-        return out
+        self.calls.append((token_ids.flatten().tolist(), held))
+        return super().hidden(token_ids, caches, **attention)
 
 
 def _prompt(seed: int, n: int) -> torch.Tensor:
@@ -212,6 +212,11 @@ class Attempt:
         return [int(x) for x in answer]
 
     @property
+    def places(self) -> list[tuple[int, int | None]]:
+        """How many tokens each call fed, and after how many."""
+        return [(len(ids), held) for ids, held in self.calls]
+
+    @property
     def n_read_again(self) -> int:
         """Steps after the first that were fed more than one token."""
         return sum(len(ids) > 1 for ids, _ in self.calls[1:])
@@ -259,7 +264,10 @@ class BuildLoop:
         if mistake := self.recognise(attempts):
             return f"{mistake.diagnosis}\n{detail}"
         again = attempt(function, at.case, time.monotonic() + sandbox.DEADLINE_S)
-        return detail if again.value in (None, at.value) else f"{_DRAWN}\n{detail}"
+        if any(a.calls and a.calls[0][1] for a in (at, again)):
+            return f"{_KEPT}\n{detail}"
+        is_drawn = again.value not in (None, at.value) and again.places == at.places
+        return f"{_DRAWN}\n{detail}" if is_drawn else detail
 
     def recognise(self, attempts: list[Attempt]) -> Mistake | None:
         """Returns the known mistake that answers the same everywhere, if there is one."""

@@ -34,8 +34,16 @@ _CHOSEN = ("n_kv_heads", "bytes_per_element", "price_per_hour")
 _TEXTS = ("not_measured", "test_to_run", "stop_rule")
 _KEYS = (*_CHOSEN, *_NUMBERS, "table_for", "table_against", *_TEXTS[:2], "signals_help", "signals_harm", _TEXTS[2])
 _PARTS = "what you watch", "threshold with a number", "what you do then"
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve twenty thirty dozen hundred half".split()
-_NUMBER = rf"\d|\b({'|'.join(_WORDS)}|\w+teen)\b"
+_WORDS = (
+    "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million dozen half third "
+    "quarter twice"
+).split()
+_UNITS = (  # after these words "one" is a number; in "no one" and "one would like" it is none
+    "percent point ms millisecond second minute hour day week month byte token step run seed test fact question "
+    "answer chat agent jump spike crash error failure"
+).split()
+_NUMBER = rf"\d|\b({'|'.join(_WORDS)})\b|(?<!no )\bone (in|(\w+ )?({'|'.join(_UNITS)}))\b"
 
 
 @dataclass(frozen=True)

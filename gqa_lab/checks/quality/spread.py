@@ -112,11 +112,14 @@ def _not_shown(numbers: dict, name: str) -> str:
 
 
 def _clear(mistakes: list[Mistake], right: dict, *, two_reasons: bool) -> list[Mistake]:
-    """Leaves out what happens to be right here, and of two reasons for one value in drawn numbers keeps the first."""
+    """Leaves out what happens to be right here, and of two reasons for one value keeps rounding or the first.
+
+    With `two_reasons` it keeps both, unless one is rounding.
+    """
     kept = []
     for m in mistakes:
-        told = [k.wrong for k in kept if k.name == m.name]
-        if not agrees(m.wrong, right[m.name]) and (two_reasons or not any(agrees(m.wrong, wrong) for wrong in told)):
+        told = [k.wrong for k in kept if k.name == m.name and (k.diagnosis == _ROUNDED or not two_reasons)]
+        if not any(agrees(m.wrong, value) for value in (right[m.name], *told)):
             kept.append(m)
     return kept
 
