@@ -347,7 +347,8 @@ def test_when_one_process_is_lost_the_other_ends_with_a_sentence(lose, timeout_s
         assert [running.stdout.readline() for running in (one, other)] == ["ready\n", "ready\n"]
         other.send_signal(getattr(signal, lose))
         said = one.communicate(timeout=120)[1]
-        assert one.returncode == 1 and "another process has failed or does not answer, so this one ends: " in said
+        assert "another process has failed or does not answer, so this one ends: " in said
+        assert one.returncode in (1, -signal.SIGABRT)  # after the sentence gloo's own threads may abort what is left
     finally:
         for running in (one, other):
             running.kill()
