@@ -244,7 +244,7 @@ def test_the_second_check_refuses_every_known_mistake(exercise, hidden, without_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_right_answers_pass_whatever_the_seed_of_the_class(seed, hidden, without_model, monkeypatch):
+def test_right_answers_pass_whatever_the_seed_of_the_class(seed, hidden, without_model, shapes_unchecked, monkeypatch):
     monkeypatch.setattr(hidden, "SEED", seed * 1234567)
     for path in SOLUTIONS:
         for exercise_id, answer in answers_in(path.name).items():
