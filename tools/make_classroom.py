@@ -296,7 +296,7 @@ def main(arguments: list[str]) -> int:
     except Problem as problem:
         print(f"course.py: {problem}", file=sys.stderr)
         return 1
-    print(f"{folder}: {len(names)} assignments for nbgrader ({', '.join(names)}); what to do next is in its README.md.")
+    print(f"{folder}: for nbgrader, with {', '.join(names)}; what to do next is in its README.md.")
     print(f"{folder}-teacher: second checks, answer key, predictions.html for the projector. Keep it from students.")
     return 0
 

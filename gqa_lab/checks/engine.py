@@ -49,10 +49,10 @@ _verdicts: dict[str, str] = {}  # the latest status of each exercise; one that h
 _predicted: dict[str, str] = {}  # the latest letter of each prediction
 
 
-def check(exercise_id: str, answer: object) -> Verdict | None:
+def check(exercise_id: str, answer: object) -> Verdict:
     """Returns the verdict on an answer: "passed", "failed" or "not attempted", and why.
 
-    Under nbgrader it prints the verdict instead, returns nothing, and raises unless the answer passed.
+    Under nbgrader it also prints the verdict, and raises unless the answer passed.
 
     Args:
         exercise_id: for instance "05.expand".
@@ -70,12 +70,11 @@ def check(exercise_id: str, answer: object) -> Verdict | None:
         verdict = Verdict("failed", text, exercise_id)
     if _verdicts.get(exercise_id) != "passed":
         _verdicts[exercise_id] = verdict.status
-    if "NBGRADER_EXECUTION" not in os.environ:
-        return verdict
-    print(verdict)
-    if not verdict:
-        raise AssertionError(verdict.message)
-    return None
+    if "NBGRADER_EXECUTION" in os.environ:
+        print(verdict)
+        if not verdict:
+            raise AssertionError(verdict.message)
+    return verdict
 
 
 def predict(prediction_id: str, choice: object) -> Verdict:
