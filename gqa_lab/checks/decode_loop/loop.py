@@ -271,12 +271,12 @@ class BuildLoop:
 
     def recognise(self, attempts: list[Attempt]) -> Mistake | None:
         """Returns the known mistake that answers the same everywhere, if there is one."""
+        if not attempts[0].calls:
+            return None
         for mistake in self.mistakes:
             deadline = time.monotonic() + sandbox.DEADLINE_S
-            known = [attempt(mistake.wrong, a.case, deadline) for a in attempts]
-            same = all(a.value is not None and a.value == b.value for a, b in zip(attempts, known, strict=True))
-            reads_alike = all(a.n_read_again == b.n_read_again for a, b in zip(attempts, known, strict=True))
-            if same and reads_alike and attempts[0].calls:
+            known = ((a, attempt(mistake.wrong, a.case, deadline)) for a in attempts)  # as far as they agree
+            if all(a.value is not None and a.value == b.value and a.n_read_again == b.n_read_again for a, b in known):
                 return mistake
         return None
 
