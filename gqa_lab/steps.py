@@ -1,11 +1,13 @@
-"""Faster decode steps for `generate(..., step=...)`: compiled programs, fixed shapes, a CUDA graph. Same tokens.
+"""Faster decode steps for `generate(..., step=...)`: one program, fixed shapes, one launch. Same tokens.
 
 Each function returns a step, as `decode_step` is one: `(model, ids [B, 1], caches, *, attend) -> logits [B, vocab]`.
-They stack: `captured(compiled())` is a graph of compiled programs.
+They stack: `captured(compiled())` is a graph of the compiled program.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,27 +17,28 @@ from torch import Tensor, nn
 
 from gqa_lab.attention import grouped_attention
 from gqa_lab.cache import KVCache
+from gqa_lab.config import ModelConfig
 from gqa_lab.generate import decode_step
 from gqa_lab.model import Layer, Transformer, rotate
 
 Step = Callable[..., Tensor]
 
 
-# ---- fewer, larger operations ---------------------------------------------------------------------------
+# ---- one program ----------------------------------------------------------------------------------------
 
 
 def compiled() -> Step:
-    """Returns a step that runs all but the attention as three compiled programs; every layer uses the same ones.
+    """Returns a step that is one compiled program, from the embedded token to the logits.
 
-    A program goes from one attention to the next, so that few are called. The attention stays as it is, because its
-    length changes with each token. The first token waits for the compiler (on a CPU some ten seconds, and a C++
-    compiler must be there); so does the first one of another batch size.
+    Only the attention stays as it is, because its length changes with each token: the program calls it without looking
+    into it. A layer is compiled once, and its code serves all of them. The first token waits for the compiler (on a CPU
+    some seconds, and a C++ compiler must be there); so does the first one of another batch size.
 
     One row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop over the rows of the
     weights of it, on all threads. It wants them by rows, so the first step lays out the weights anew;
     `model.lay_out_weights()` brings back what eager steps like best.
     """
-    first, between, last = (torch.compile(part, dynamic=False) for part in (_first, _between, _last))
+    program = torch.compile(_logits, dynamic=False)
 
     @torch.no_grad()
     def step(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
@@ -43,57 +46,61 @@ def compiled() -> Step:
         if not model.layers[0].mlp.up_proj.weight.is_contiguous():
             _by_rows(model)
         cos, sin = model.rope(ids, caches)
-        x, layers = model.embed_tokens(ids), list(model.layers)
-        q, k, v = first(layers[0], x, cos, sin)
-        for i, cache in enumerate(caches):
-            k, v = cache.append(k, v)
-            window = model.config.sliding_window if cache.window is None else None  # a ring holds what it shows
-            out = attend(q, k, v, lengths=cache.kv_lengths(1), window=window)
-            if i + 1 < len(layers):
-                x, q, k, v = between(layers[i], layers[i + 1], x, out, cos, sin)
-        return last(model, layers[-1], x, out)[:, 0]
+        before = _layers_to_come.set(iter([partial(_over, cache, attend, model.config) for cache in caches]))
+        try:
+            return program(model, model.embed_tokens(ids), cos, sin)[:, 0]
+        finally:
+            _layers_to_come.reset(before)  # it would keep the caches alive
 
     return step
 
 
-def _first(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what a layer makes of its input for the attention: q, k and v, turned by their positions."""
-    own = layer.attention
+def _logits(model: Transformer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B 1 vocab"]:
+    """The program: what `Transformer.forward` computes, in a form that the compiler makes few loops of."""
+    for layer in model.layers:
+        x = _layer(layer, x, cos, sin)
+    head = model.embed_tokens if model.config.tie_embeddings else model.lm_head
+    return _linear(head, model.norm(x))
+
+
+@torch.compiler.nested_compile_region  # compiled for the first layer, called by all
+def _layer(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B 1 C"]:
+    own, mlp = layer.attention, layer.mlp
     normed = layer.attention_norm(x)
 
     def heads(linear: nn.Linear) -> Tensor:
         return _linear(linear, normed).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)  # [B, heads, 1, D]
 
     q, k = own.q_norm(heads(own.q_proj)), own.k_norm(heads(own.k_proj))
-    return rotate(q, cos, sin), rotate(k, cos, sin), heads(own.v_proj)
-
-
-def _between(
-    layer: Layer,
-    following: Layer,
-    x: Float[Tensor, "B 1 C"],
-    out: Float[Tensor, "B H 1 D"],
-    cos: Tensor,
-    sin: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns x after a layer, and q, k and v of the following one."""
-    x = _rest(layer, x, out)
-    return x, *_first(following, x, cos, sin)
-
-
-def _last(
-    model: Transformer, layer: Layer, x: Float[Tensor, "B 1 C"], out: Float[Tensor, "B H 1 D"]
-) -> Float[Tensor, "B 1 vocab"]:
-    """Returns the logits, from the attention of the last layer on."""
-    head = model.embed_tokens if model.config.tie_embeddings else model.lm_head
-    return _linear(head, model.norm(_rest(layer, x, out)))
-
-
-def _rest(layer: Layer, x: Float[Tensor, "B 1 C"], out: Float[Tensor, "B H 1 D"]) -> Float[Tensor, "B 1 C"]:
-    """Returns what a layer makes of the attention's result."""
-    x = x + _linear(layer.attention.o_proj, out.transpose(1, 2).flatten(2))
-    normed, mlp = layer.mlp_norm(x), layer.mlp
+    out = _attention_of_the_next_layer(rotate(q, cos, sin), rotate(k, cos, sin), heads(own.v_proj))
+    x = x + _linear(own.o_proj, out.transpose(1, 2).flatten(2))
+    normed = layer.mlp_norm(x)
     return x + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
+
+
+_layers_to_come: ContextVar[Iterator[Callable]] = ContextVar("the attentions of the layers that have not run yet")
+
+
+@torch.library.custom_op("gqa_lab::attention_of_the_next_layer", mutates_args=())
+def _attention_of_the_next_layer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What the compiler does not look into. Each call takes the next cache; their order is safe, as each layer needs
+    the result of the one before."""
+    return next(_layers_to_come.get())(q, k, v)
+
+
+@_attention_of_the_next_layer.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _over(cache: KVCache, attend, config: ModelConfig, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B H 1 D"]:
+    k, v = cache.append(k, v)
+    window = config.sliding_window if cache.window is None else None  # a ring holds what it shows
+    out = attend(q, k, v, lengths=cache.kv_lengths(1), window=window)
+    if out.shape != q.shape or out.dtype != q.dtype:  # the program would read other bytes for it
+        found = f"{out.dtype} {list(out.shape)}"
+        raise ValueError(f"attend must return q's shape and dtype, {q.dtype} {list(q.shape)}; it returned {found}")
+    return out.clone(memory_format=torch.contiguous_format)  # the program's own: an attend may return q itself
 
 
 def _linear(linear: nn.Linear | nn.Embedding, x: Float[Tensor, "B 1 n"]) -> Float[Tensor, "B 1 m"]:

@@ -1,10 +1,12 @@
 """Every step gives the tokens of `decode_step`; graphs are tried where there is a GPU."""
 
 import gc
+import importlib
 import shutil
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,7 +188,7 @@ def compare_compiled_logits(dtype: torch.dtype) -> None:
 
 
 def compare_compiled(changes: dict, prompts: list) -> None:
-    """Asserts that compiled steps answer as eager ones do, all layers with one program."""
+    """Asserts that compiled steps answer as eager ones do, with one program for all lengths."""
     model = make_model(torch.float32, **changes)
     same, step = tokens(model, prompts), compiled()
     fixed = fixed_shapes(step, smallest=8)  # its positions are tensors: other programs
@@ -199,7 +201,56 @@ def compare_compiled(changes: dict, prompts: list) -> None:
         assert tokens(model, prompts, step=step, stop=stop) == tokens(model, prompts, stop=stop) != same
 
 
+def compare_what_the_compiler_cannot_see() -> None:
+    """Asserts that the program calls the attention it is given, whatever that is, over the caches it is given."""
+    model, step, ids = make_model(torch.float32), compiled(), torch.tensor([[5]])
+
+    def nothing(q, k, v, **how):
+        return q  # the very tensor: a program must not hand it back as its own
+
+    def in_float64(q, k, v, **how):
+        return grouped_attention(q, k, v, **how).double()
+
+    def heads_lost(q, k, v, **how):
+        return grouped_attention(q, k, v, **how)[:, :2]
+
+    def fails(q, k, v, **how):
+        raise KeyError("of the student's own")
+
+    assert tokens(model, PROMPTS[0], step=step, attend=nothing) == tokens(model, PROMPTS[0], attend=nothing)
+    says = r"attend must return q's shape and dtype, torch.float32 \[1, 6, 1, 4\]; it returned torch.float"
+    for attend, error, what in (
+        (in_float64, ValueError, says + r"64 \[1, 6, 1, 4\]"),
+        (heads_lost, ValueError, says + r"32 \[1, 2, 1, 4\]"),
+        (fails, KeyError, "of the student's own"),
+    ):
+        with pytest.raises(error, match=what):
+            step(model, ids, model.new_caches(1, 8), attend=attend)
+    with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches
+        answers = list(pool.map(lambda prompt: tokens(model, [prompt], step=step), ([3, 1, 4], [2, 7])))
+    assert answers == [tokens(model, [[3, 1, 4]]), tokens(model, [[2, 7]])]
+    assert _dead_after_use(model, step)
+    importlib.reload(steps)  # as %autoreload does: the operation is defined anew
+    assert tokens(model, PROMPTS[0], step=steps.compiled()) == tokens(model, PROMPTS[0])
+
+
+def _dead_after_use(model: Transformer, step) -> bool:
+    caches = model.new_caches(1, 8)
+    step(model, torch.tensor([[5]]), caches)
+    alive = [weakref.ref(cache) for cache in caches]
+    del caches
+    gc.collect()
+    return not any(reference() for reference in alive)
+
+
 slow = pytest.mark.slow
+
+
+@needs_compiler
+def test_the_compiled_program_takes_any_attention_and_keeps_no_cache():
+    # in a process of its own, as below
+    code = "import test_steps; test_steps.compare_what_the_compiler_cannot_see()"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
 
 @needs_compiler
@@ -213,7 +264,7 @@ slow = pytest.mark.slow
     ],
     ids=str,
 )
-def test_compiled_pieces_serve_all_layers_and_change_no_token(changes, prompts):
+def test_the_compiled_program_changes_no_token(changes, prompts):
     # in a process of its own: the compiler cannot see through the checks of shapes that conftest.py adds
     code = f"import test_steps; test_steps.compare_compiled({changes}, {prompts})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
@@ -222,7 +273,7 @@ def test_compiled_pieces_serve_all_layers_and_change_no_token(changes, prompts):
 @slow
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_compiled_pieces_err_at_most_twice_as_much_as_eager_ones(dtype):
+def test_the_compiled_program_errs_at_most_twice_as_much_as_eager_steps(dtype):
     code = f"import torch, test_steps; test_steps.compare_compiled_logits({dtype})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
