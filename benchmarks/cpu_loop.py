@@ -3,11 +3,12 @@
     python benchmarks/cpu_loop.py [rounds]
 
 Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json. Batch 1, greedy, all in one process:
-ours with eager steps, ours with `step=compiled()`, and transformers; a round is one answer of each, in changing order.
+ours with eager steps, ours with `step=compiled()`, and transformers; a round is one answer of each, in changing order,
+after a measurement of the read bandwidth, which other users of a machine can double or halve within minutes.
 Tokens per second are those of the decode steps, from the first token on; a ratio is taken round by round, for them and
 for the whole answer with its prompt. The compiler works before the first round. `first_tokens_equal` says how many
-tokens are transformers' from the start; in bfloat16 rounding parts them, which changes no work. A percentage is of the
-read bandwidth measured here, for the weights and the cache of the middle of the answer.
+tokens are transformers' from the start; in bfloat16 rounding parts them, which changes no work. A percentage, too, is
+taken round by round: of its read bandwidth, for the weights and the cache of the middle of the answer.
 """
 
 import copy
@@ -90,12 +91,14 @@ def programs(dtype: torch.dtype) -> tuple[dict, int]:
 
 
 @torch.no_grad()
-def measure(dtype: torch.dtype, n_rounds: int, bandwidth: float) -> list[dict]:
-    """Returns a row each for our eager and our compiled steps, beside transformers in the same rounds."""
+def measure(dtype: torch.dtype, n_rounds: int) -> tuple[list[dict], list[float]]:
+    """Returns a row each for our eager and our compiled steps, and the read bandwidth of each round, in bytes/s."""
     all_three, n_bytes = programs(dtype)
     tokens = {name: [token for token, _ in answer()] for name, answer in all_three.items()}  # the warm-up
     whole, decode = ({name: [] for name in all_three} for _ in range(2))
+    bandwidths = []
     for i in range(n_rounds):
+        bandwidths.append(read_bandwidth("cpu", repeats=2))
         for name in random.Random(i).sample(list(all_three), len(all_three)):
             start = time.perf_counter()
             clocked = all_three[name]()
@@ -108,6 +111,7 @@ def measure(dtype: torch.dtype, n_rounds: int, bandwidth: float) -> list[dict]:
         )
         same = [a == b for a, b in zip(tokens[name], tokens["transformers"], strict=True)]
         step_s = statistics.median(decode[name])
+        percents = [100 * n_bytes / s / bandwidth for s, bandwidth in zip(decode[name], bandwidths, strict=True)]
         rows.append(
             {
                 "dtype": str(dtype).removeprefix("torch."),
@@ -118,25 +122,25 @@ def measure(dtype: torch.dtype, n_rounds: int, bandwidth: float) -> list[dict]:
                 "ratio_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
                 "ratio_median_with_prompt": round(statistics.median(of_answers), 3),
                 "gb_per_s": round(n_bytes / step_s / 1e9, 2),
-                "percent_of_read": round(100 * n_bytes / step_s / bandwidth, 1),
+                "percent_of_read": round(statistics.median(percents), 1),
+                "percent_min_max": [round(min(percents), 1), round(max(percents), 1)],
                 "first_tokens_equal": (same + [False]).index(False),
             }
         )
-    return rows
+    return rows, bandwidths
 
 
 def main(n_rounds: int) -> None:
     import transformers
 
-    made, bandwidth = environment(), read_bandwidth("cpu")
+    made, bandwidths, results = environment(), [], []
     made["versions"] += f", transformers {transformers.__version__}"
-    record = {"provenance": made, "read_gb_per_s": round(bandwidth / 1e9, 1), "n_new_tokens": N_NEW}
-    record |= {"rounds": n_rounds, "results": []}
-    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s")
     print(f"{'dtype':<10}{'step':<10}{'ours':>7}{'theirs':>8} tokens/s   ratio (min - max)  with prompt  read  equal")
     for dtype in DTYPES:
-        for row in measure(dtype, n_rounds, bandwidth):
-            record["results"].append(row)
+        rows, of_rounds = measure(dtype, n_rounds)
+        bandwidths += [round(bandwidth / 1e9, 1) for bandwidth in of_rounds]
+        for row in rows:
+            results.append(row)
             low, high = row["ratio_min_max"]
             print(
                 f"{row['dtype']:<10}{row['step']:<10}{row['tokens_per_s']:>7.1f}{row['transformers_tokens_per_s']:>8.1f}"
@@ -144,6 +148,17 @@ def main(n_rounds: int) -> None:
                 f"{row['percent_of_read']:>6.0f}%{row['first_tokens_equal']:>4} of {N_NEW}",
                 flush=True,
             )
+    record = {
+        "provenance": made,
+        "read_gb_per_s": statistics.median(bandwidths),
+        "read_gb_per_s_min_max": [min(bandwidths), max(bandwidths)],
+        "n_new_tokens": N_NEW,
+        "rounds": n_rounds,
+        "results": results,
+    }
+    print(
+        "read bandwidth {:.1f} GB/s ({:.1f} - {:.1f})".format(record["read_gb_per_s"], *record["read_gb_per_s_min_max"])
+    )
     save_record("cpu_loop", record)
     print(json.dumps(record))
 

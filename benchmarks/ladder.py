@@ -6,8 +6,9 @@
 
 Batch 1, greedy, one token after the other as `generate` does it, each token brought to the host. All rungs of a context
 stand side by side in one process and take turns in changing order; a turn is a few tokens, and the median of the
-turns counts. Every rung changes one thing. A percentage is of the read bandwidth measured here; the bytes are those of
-the weights and of the cache, each once, from `gqa_lab.costs`. Where it can see, the meter adds what a step moves. On a
+turns counts. Every rung changes one thing. A percentage is of the read bandwidth measured before the same turn, as
+other users of a machine change it within minutes; the bytes are those of the weights and of the cache, each once, from
+`gqa_lab.costs`. Where it can see, the meter adds what a step moves. On a
 GPU the same shape then takes 32, 8 and 1 KV heads, in batches with long contexts, beside the floor.
 """
 
@@ -19,6 +20,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -184,9 +186,9 @@ def rewind(caches: list, kv_len: int) -> None:
 
 @torch.no_grad()
 def measure(
-    models: dict, name: str, kv_len: int, rungs: dict[str, Rung], bandwidth: float, n_turns: int, n_tokens: int
+    models: dict, name: str, kv_len: int, rungs: dict[str, Rung], read: Callable, n_turns: int, n_tokens: int
 ) -> list[dict]:
-    """Returns a row for each rung at one context."""
+    """Returns a row for each rung at one context; `read()` measures the bandwidth, in bytes/s."""
     ids, full = filled(models[True], kv_len, n_tokens + 2)
     config, size = models[True].config, models[True].dtype.itemsize
     weights = costs.weight_bytes_read(config, bytes_per_element=size)
@@ -209,8 +211,9 @@ def measure(
             else round((weights + kv_bytes * rung.times_kv(config.group_size)) / 1e6, 1),
             "metered_mb": metered(step, model, caches, attend, kv_len) if rung.eager else None,
         }  # fmt: skip
-    times, answers = {rung_name: [] for rung_name in ready}, {}
+    times, answers, bandwidths = {rung_name: [] for rung_name in ready}, {}, []
     for i in range(-2, n_turns):
+        bandwidths += [read()] if i >= 0 else []
         for rung_name in random.Random(i).sample(list(ready), len(ready)):
             one, caches = ready[rung_name]
             seconds, answers[rung_name] = one()
@@ -218,13 +221,13 @@ def measure(
             times[rung_name] += [seconds] if i >= 0 else []  # the first two compile, record and warm up
     for rung_name, row in rows.items():
         ms = [1000 * s for s in times[rung_name]]
-        gb_per_s = (weights + kv_bytes) / statistics.median(ms) / 1e6
+        percents = [1e5 * (weights + kv_bytes) / t / b for t, b in zip(ms, bandwidths, strict=True)]
         row |= {
             "ms": round(statistics.median(ms), 3),
             "ms_min_max": [round(min(ms), 3), round(max(ms), 3)],
             "tokens_per_s": round(1000 / statistics.median(ms), 2),
-            "gb_per_s": round(gb_per_s, 2),
-            "percent_of_read": round(1e11 * gb_per_s / bandwidth, 1),
+            "gb_per_s": round((weights + kv_bytes) / statistics.median(ms) / 1e6, 2),
+            "percent_of_read": round(statistics.median(percents), 1),
             "tokens_as_grouped": (
                 [a == b for a, b in zip(answers[rung_name], answers["grouped"], strict=True)] + [False]
             ).index(False),
@@ -306,17 +309,21 @@ def main(arguments: list[str]) -> dict:
     smoke, begin = "--smoke" in arguments, time.perf_counter()
     n_turns, n_tokens = (1, 2) if smoke else (15, 16) if ON_GPU else (9, 4)
     n_turns = next((int(a) for a in arguments if a.isdigit()), n_turns)
-    bandwidth = read_bandwidth(DEVICE, n_bytes=2**20 if smoke else None)
+    bandwidths = []
+
+    def read() -> float:
+        bandwidths.append(read_bandwidth(DEVICE, n_bytes=2**20 if smoke else None, repeats=2))
+        return bandwidths[-1]
+
     record = {
         "provenance": environment(),
-        "read_gb_per_s": round(bandwidth / 1e9, 1),
         "turns": n_turns,
         "tokens_per_turn": n_tokens,
         "results": [],
         "heads": [],
         "not_measured": [],
     }
-    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s\n{HEADER}")
+    print(HEADER)
     for name, make, contexts, rungs in plans(smoke):
         model = make()
         other = model if ON_GPU or all(rung.eager for rung in rungs.values()) else copy.deepcopy(model)
@@ -325,15 +332,15 @@ def main(arguments: list[str]) -> dict:
                 record["not_measured"].append(f"{name} at {kv_len} tokens: the time was nearly over")
                 continue
             try:
-                record["results"] += measure(
-                    {True: model, False: other}, name, kv_len, rungs, bandwidth, n_turns, n_tokens
-                )
+                record["results"] += measure({True: model, False: other}, name, kv_len, rungs, read, n_turns, n_tokens)
             except torch.OutOfMemoryError as error:
                 record["not_measured"].append(f"{name} at {kv_len} tokens: {str(error).splitlines()[0][:120]}")
         del model, other
     if ON_GPU or smoke:
-        record["heads"] = all_heads(smoke, bandwidth, begin, record["not_measured"])
-    record["read_gb_per_s_after"] = round(read_bandwidth(DEVICE, n_bytes=2**20 if smoke else None) / 1e9, 1)
+        record["heads"] = all_heads(smoke, statistics.median(bandwidths), begin, record["not_measured"])
+    gb_per_s = [round(b / 1e9, 1) for b in bandwidths]
+    record |= {"read_gb_per_s": statistics.median(gb_per_s), "read_gb_per_s_min_max": [min(gb_per_s), max(gb_per_s)]}
+    print("read bandwidth {:.1f} GB/s ({:.1f} - {:.1f})".format(record["read_gb_per_s"], min(gb_per_s), max(gb_per_s)))
     for why in record["not_measured"]:
         print(f"not measured: {why}")
     if not smoke:
