@@ -22,6 +22,11 @@ from gqa_lab.generate import decode_step
 from gqa_lab.model import Layer, Transformer, rotate
 
 Step = Callable[..., Tensor]
+OPTIONS = {
+    "size_asserts": False,  # the strides of all weights, looked at for every token
+    "alignment_asserts": False,
+    "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum in one instruction
+}
 
 
 # ---- one program ----------------------------------------------------------------------------------------
@@ -36,9 +41,10 @@ def compiled() -> Step:
 
     One row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop over the rows of the
     weights of it, on all threads. It wants them by rows, so the first step lays out the weights anew;
-    `model.lay_out_weights()` brings back what eager steps like best.
+    `model.lay_out_weights()` brings back what eager steps like best. Weights and cache in 16 bits stay so; what lies
+    between two products is in float32.
     """
-    program = torch.compile(_logits, dynamic=False, options={"size_asserts": False, "alignment_asserts": False})
+    program = torch.compile(_logits, dynamic=False, options=OPTIONS)
 
     @torch.no_grad()
     def step(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
@@ -57,30 +63,30 @@ def compiled() -> Step:
 
 def _logits(model: Transformer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B 1 vocab"]:
     """The program: what `Transformer.forward` computes, in a form that the compiler makes few loops of."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     for layer in model.layers:
         x = _layer(layer, x, cos, sin)
     head = model.embed_tokens if model.config.tie_embeddings else model.lm_head
-    return _linear(head, model.norm(x))
+    return _linear(head, _norm(model.norm, x)).to(model.dtype)
 
 
 @torch.compiler.nested_compile_region  # compiled for the first layer, called by all
 def _layer(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B 1 C"]:
     own, mlp = layer.attention, layer.mlp
-    normed = layer.attention_norm(x)
+    normed = _norm(layer.attention_norm, x)
 
-    def heads(linear: nn.Linear) -> Tensor:
-        return _linear(linear, normed).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)  # [B, heads, 1, D]
+    def heads(linear: nn.Linear) -> Float[Tensor, "B heads 1 D"]:
+        return _linear(linear, normed).to(cos.dtype).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
 
     q, k = own.q_norm(heads(own.q_proj)), own.k_norm(heads(own.k_proj))
     attention = torch.ops.gqa_lab.attention_of_the_next_layer
-    out = attention(rotate(q, cos, sin), rotate(k, cos, sin), heads(own.v_proj))
+    out = attention(rotate(q, cos, sin), rotate(k, cos, sin), heads(own.v_proj)).to(x.dtype)
     x = x + _linear(own.o_proj, out.transpose(1, 2).flatten(2))
-    normed = layer.mlp_norm(x)
+    normed = _norm(layer.mlp_norm, x)
     return x + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
 
 
 _layers_to_come: ContextVar[Iterator[Callable]] = ContextVar("the attentions of the layers that have not run yet")
-
 
 # What the compiler does not look into. Each call takes the next cache; the order is safe, as each layer needs the
 # result of the one before. `torch.library.custom_op` would be shorter, and take some 30 us more at each call.
@@ -108,12 +114,16 @@ def _over(cache: KVCache, attend, config: ModelConfig, q: Tensor, k: Tensor, v: 
     return out.clone(memory_format=torch.contiguous_format)  # the program's own: an attend may return q itself
 
 
+def _norm(norm: nn.RMSNorm, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 C"]:
+    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+
+
 def _linear(linear: nn.Linear | nn.Embedding, x: Float[Tensor, "B 1 n"]) -> Float[Tensor, "B 1 m"]:
     weight, bias = linear.weight, getattr(linear, "bias", None)
     if x.shape[0] > 1:
-        return F.linear(x, weight, bias)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = (weight.to(wide) * x[0].to(wide)).sum(-1).to(x.dtype)[None, None]
+        y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
+    else:
+        y = (weight.to(x.dtype) * x[0]).sum(-1)[None, None]
     return y if bias is None else y + bias
 
 
