@@ -4,7 +4,7 @@
 
 Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json. Batch 1, greedy, all in one process:
 ours with eager steps, ours with `step=compiled()`, and transformers; a round is one answer of each, in changing order,
-after a measurement of the read bandwidth, which other users of a machine can double or halve within minutes.
+between two measurements of the read bandwidth, which other users of a machine can double or halve within seconds.
 Tokens per second are those of the decode steps, from the first token on; a ratio is taken round by round, for them and
 for the whole answer with its prompt. The compiler works before the first round. `first_tokens_equal` says how many
 tokens are transformers' from the start; in bfloat16 rounding parts them, which changes no work. A percentage, too, is
@@ -12,6 +12,7 @@ taken round by round: of its read bandwidth, for the weights and the cache of th
 """
 
 import copy
+import itertools
 import json
 import logging
 import random
@@ -96,15 +97,15 @@ def measure(dtype: torch.dtype, n_rounds: int) -> tuple[list[dict], list[float]]
     all_three, n_bytes = programs(dtype)
     tokens = {name: [token for token, _ in answer()] for name, answer in all_three.items()}  # the warm-up
     whole, decode = ({name: [] for name in all_three} for _ in range(2))
-    bandwidths = []
+    reads = [read_bandwidth("cpu", repeats=2)]
     for i in range(n_rounds):
-        bandwidths.append(read_bandwidth("cpu", repeats=2))
         for name in random.Random(i).sample(list(all_three), len(all_three)):
             start = time.perf_counter()
             clocked = all_three[name]()
             whole[name].append(time.perf_counter() - start)
             decode[name].append((clocked[-1][1] - clocked[0][1]) / (N_NEW - 1))
-    rows = []
+        reads.append(read_bandwidth("cpu", repeats=2))
+    bandwidths, rows = [statistics.mean(pair) for pair in itertools.pairwise(reads)], []
     for name in ("eager", "compiled"):
         ratios, of_answers = (
             [b / a for a, b in zip(times[name], times["transformers"], strict=True)] for times in (decode, whole)

@@ -6,10 +6,10 @@
 
 Batch 1, greedy, one token after the other as `generate` does it, each token brought to the host. All rungs of a context
 stand side by side in one process and take turns in changing order; a turn is a few tokens, and the median of the
-turns counts. Every rung changes one thing. A percentage is of the read bandwidth measured before the same turn, as
-other users of a machine change it within minutes; the bytes are those of the weights and of the cache, each once, from
-`gqa_lab.costs`. Where it can see, the meter adds what a step moves. On a
-GPU the same shape then takes 32, 8 and 1 KV heads, in batches with long contexts, beside the floor.
+turns counts. Every rung changes one thing. A percentage is of the read bandwidth measured before and after the same
+turn, as other users of a machine change it within seconds; the bytes are those of the weights and of the cache, each
+once, from `gqa_lab.costs`. Where it can see, the meter adds what a step moves. On a GPU the same shape then takes 32, 8
+and 1 KV heads, in batches with long contexts, beside the floor.
 """
 
 import copy
@@ -211,14 +211,15 @@ def measure(
             else round((weights + kv_bytes * rung.times_kv(config.group_size)) / 1e6, 1),
             "metered_mb": metered(step, model, caches, attend, kv_len) if rung.eager else None,
         }  # fmt: skip
-    times, answers, bandwidths = {rung_name: [] for rung_name in ready}, {}, []
+    times, answers, reads = {rung_name: [] for rung_name in ready}, {}, []
     for i in range(-2, n_turns):
-        bandwidths += [read()] if i >= 0 else []
+        reads += [read()] if i >= 0 else []
         for rung_name in random.Random(i).sample(list(ready), len(ready)):
             one, caches = ready[rung_name]
             seconds, answers[rung_name] = one()
             rewind(caches, kv_len)
             times[rung_name] += [seconds] if i >= 0 else []  # the first two compile, record and warm up
+    bandwidths = [statistics.mean(pair) for pair in itertools.pairwise([*reads, read()])]
     for rung_name, row in rows.items():
         ms = [1000 * s for s in times[rung_name]]
         percents = [1e5 * (weights + kv_bytes) / t / b for t, b in zip(ms, bandwidths, strict=True)]
@@ -227,7 +228,9 @@ def measure(
             "ms_min_max": [round(min(ms), 3), round(max(ms), 3)],
             "tokens_per_s": round(1000 / statistics.median(ms), 2),
             "gb_per_s": round((weights + kv_bytes) / statistics.median(ms) / 1e6, 2),
+            "read_gb_per_s": round(statistics.median(bandwidths) / 1e9, 1),
             "percent_of_read": round(statistics.median(percents), 1),
+            "percent_min_max": [round(min(percents), 1), round(max(percents), 1)],
             "tokens_as_grouped": (
                 [a == b for a, b in zip(answers[rung_name], answers["grouped"], strict=True)] + [False]
             ).index(False),
@@ -325,6 +328,7 @@ def main(arguments: list[str]) -> dict:
     }
     print(HEADER)
     for name, make, contexts, rungs in plans(smoke):
+        torch.compiler.reset()  # it keeps 8 programs, and those of the last model are of no use
         model = make()
         other = model if ON_GPU or all(rung.eager for rung in rungs.values()) else copy.deepcopy(model)
         for kv_len in contexts:
@@ -337,8 +341,8 @@ def main(arguments: list[str]) -> dict:
                 record["not_measured"].append(f"{name} at {kv_len} tokens: {str(error).splitlines()[0][:120]}")
         del model, other
     if ON_GPU or smoke:
-        record["heads"] = all_heads(smoke, statistics.median(bandwidths), begin, record["not_measured"])
-    gb_per_s = [round(b / 1e9, 1) for b in bandwidths]
+        record["heads"] = all_heads(smoke, read, begin, record["not_measured"])
+    gb_per_s = [round(b / 1e9, 1) for b in bandwidths or [read()]]
     record |= {"read_gb_per_s": statistics.median(gb_per_s), "read_gb_per_s_min_max": [min(gb_per_s), max(gb_per_s)]}
     print("read bandwidth {:.1f} GB/s ({:.1f} - {:.1f})".format(record["read_gb_per_s"], min(gb_per_s), max(gb_per_s)))
     for why in record["not_measured"]:
@@ -349,7 +353,7 @@ def main(arguments: list[str]) -> dict:
     return record
 
 
-def all_heads(smoke: bool, bandwidth: float, begin: float, not_measured: list[str]) -> list[dict]:
+def all_heads(smoke: bool, read: Callable, begin: float, not_measured: list[str]) -> list[dict]:
     """Returns the rows that differ in nothing but the number of KV heads."""
     shape = replace(costs.SHAPES["smollm2-135m"], n_layers=2, d_model=36, d_ff=48, vocab_size=99)
     choices, sizes = (9, 3, 1), [(2, 12)]
@@ -361,14 +365,13 @@ def all_heads(smoke: bool, bandwidth: float, begin: float, not_measured: list[st
         if time.perf_counter() - begin > LAST_S:
             not_measured.append(f"{what}: the time was nearly over")
             continue
+        torch.compiler.reset()
         try:
             model = with_random_weights(
                 costs.with_kv_heads(shape, n_kv_heads), torch.float32 if smoke else torch.bfloat16, kv_len + 8
             )
             step, attend = (decode_step, grouped_attention) if smoke else (captured(compiled()), triton())
-            rows.append(
-                measure_heads(model, n_kv_heads, batch_size, kv_len, step, attend, bandwidth, 1 if smoke else 30)
-            )
+            rows.append(measure_heads(model, n_kv_heads, batch_size, kv_len, step, attend, read(), 1 if smoke else 30))
             print(f"{what}: {rows[-1]['ms']:.2f} ms, floor {rows[-1]['floor_ms']:.2f}", flush=True)
         except torch.OutOfMemoryError:
             not_measured.append(f"{what}: does not fit")

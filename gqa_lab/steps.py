@@ -37,19 +37,24 @@ def compiled() -> Step:
 
     Only the attention stays as it is, because its length changes with each token: the program calls it without looking
     into it. A layer is compiled once, and its code serves all of them. The first token waits for the compiler (on a CPU
-    some seconds, and a C++ compiler must be there); so does the first one of another batch size.
+    some seconds, and a C++ compiler must be there); so does the first one of another batch size, of which PyTorch keeps
+    8. It trusts the layers to be as alike as `Transformer` makes them: after exchanging parts of one by hand, call
+    `torch.compiler.reset()`.
 
     One row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop over the rows of the
     weights of it, on all threads. It wants them by rows, so the first step lays out the weights anew;
-    `model.lay_out_weights()` brings back what eager steps like best. Weights and cache in 16 bits stay so; what lies
-    between two products is in float32.
+    `model.lay_out_weights()` brings back what eager steps like best. In 16 bits the sums and x are float32.
+
+    Raises:
+        ValueError: if `attend` returns another shape or dtype than that of its q.
+        torch._dynamo.exc.FailOnRecompileLimitHit: for the ninth batch size; `torch.compiler.reset()` forgets all.
     """
-    program = torch.compile(_logits, dynamic=False, options=OPTIONS)
+    program = torch.compile(_logits, fullgraph=True, dynamic=False, options=OPTIONS)
 
     @torch.no_grad()
     def step(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
         _check_one(ids)
-        if not model.layers[0].mlp.up_proj.weight.is_contiguous():
+        if not _head(model).weight.is_contiguous():
             _by_rows(model)
         cos, sin = model.rope(ids, caches)
         before = _layers_to_come.set(iter([partial(_over, cache, attend, model.config) for cache in caches]))
@@ -66,8 +71,11 @@ def _logits(model: Transformer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Ten
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     for layer in model.layers:
         x = _layer(layer, x, cos, sin)
-    head = model.embed_tokens if model.config.tie_embeddings else model.lm_head
-    return _linear(head, _norm(model.norm, x)).to(model.dtype)
+    return _linear(_head(model), _norm(model.norm, x)).to(model.dtype)
+
+
+def _head(model: Transformer) -> nn.Linear | nn.Embedding:
+    return model.embed_tokens if model.config.tie_embeddings else model.lm_head
 
 
 @torch.compiler.nested_compile_region  # compiled for the first layer, called by all
@@ -107,11 +115,13 @@ def _like_q(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _over(cache: KVCache, attend, config: ModelConfig, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B H 1 D"]:
     k, v = cache.append(k, v)
     window = config.sliding_window if cache.window is None else None  # a ring holds what it shows
-    out = attend(q, k, v, lengths=cache.kv_lengths(1), window=window)
+    out = attend(q.clone(), k, v, lengths=cache.kv_lengths(1), window=window)
     if out.shape != q.shape or out.dtype != q.dtype:  # the program would read other bytes for it
         found = f"{out.dtype} {list(out.shape)}"
         raise ValueError(f"attend must return q's shape and dtype, {q.dtype} {list(q.shape)}; it returned {found}")
-    return out.clone(memory_format=torch.contiguous_format)  # the program's own: an attend may return q itself
+    return out.clone(
+        memory_format=torch.contiguous_format
+    )  # an attend may keep its q and out; the program reuses its own
 
 
 def _norm(norm: nn.RMSNorm, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 C"]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,15 +177,16 @@ def test_a_full_cache_refuses_a_recording_too(recordings):
 
 def compare_compiled_logits(dtype: torch.dtype) -> None:
     """Asserts that a compiled step is at most twice as far from float64 as an eager one."""
-    model, exact, ids = make_model(dtype), make_model(), torch.tensor(PROMPTS[0])
+    model, exact = make_model(dtype), make_model()
     exact.load_state_dict(model.state_dict())  # the same numbers, as far as the dtype could hold them
-    logits = []
-    for each, step in ((exact, decode_step), (model, decode_step), (model, compiled())):
-        caches = each.new_caches(1, 8)
-        prefill(each, ids, caches)
-        logits.append(step(each, torch.tensor([[5]]), caches).double())
-    eager, ours = ((one - logits[0]).abs().max() for one in logits[1:])
-    assert logits[2].std() > 0.1 and ours <= max(2 * eager, 1e-12), (dtype, float(eager), float(ours))
+    for ids in (torch.tensor(PROMPTS[0]), torch.tensor([[3, 1, 4], [2, 7, 1]])):
+        logits = []
+        for each, step in ((exact, decode_step), (model, decode_step), (model, compiled())):
+            caches = each.new_caches(len(ids), 8)
+            prefill(each, ids, caches)
+            logits.append(step(each, torch.full((len(ids), 1), 5), caches).double())
+        eager, ours = ((one - logits[0]).abs().max() for one in logits[1:])
+        assert logits[2].std() > 0.1 and ours <= max(2 * eager, 1e-12), (dtype, float(eager), float(ours))
 
 
 def compare_compiled(changes: dict, prompts: list) -> None:
@@ -217,7 +219,18 @@ def compare_what_the_compiler_cannot_see() -> None:
     def fails(q, k, v, **how):
         raise KeyError("of the student's own")
 
+    kept = {step: [], decode_step: []}
+
+    def keeping(which, q, k, v, **how):
+        out = grouped_attention(q, k, v, **how)
+        kept[which] += [q, out]  # to draw them, say: the program must not write over them
+        return out
+
     assert tokens(model, PROMPTS[0], step=step, attend=nothing) == tokens(model, PROMPTS[0], attend=nothing)
+    for each in kept:
+        tokens(model, PROMPTS[0], step=each, attend=partial(keeping, each))
+    for ours, eager in zip(kept[step], kept[decode_step], strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4)
     says = r"attend must return q's shape and dtype, torch.float32 \[1, 6, 1, 4\]; it returned torch.float"
     for attend, error, what in (
         (in_float64, ValueError, says + r"64 \[1, 6, 1, 4\]"),

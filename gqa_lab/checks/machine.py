@@ -25,7 +25,9 @@ def _python() -> str:
 
 def _torch() -> str:
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    return _line(release >= (2, 8), f"PyTorch {torch.__version__}", "this course needs 2.8; run  python course.py lab")
+    return _line(
+        release >= (2, 13), f"PyTorch {torch.__version__}", "this course needs 2.13; run  python course.py lab"
+    )
 
 
 def _device() -> str:
