@@ -36,10 +36,9 @@ def compiled() -> Step:
     """Returns a step that is one compiled program, from the embedded token to the logits.
 
     Only the attention stays as it is, because its length changes with each token: the program calls it without looking
-    into it. A layer is compiled once, and its code serves all of them. The first token waits for the compiler (on a CPU
-    some seconds, and a C++ compiler must be there); so does the first one of another batch size, of which PyTorch keeps
-    8. It trusts the layers to be as alike as `Transformer` makes them: after exchanging parts of one by hand, call
-    `torch.compiler.reset()`.
+    into it. The first token waits for the compiler (on a CPU some seconds, and a C++ compiler must be there); so does
+    the first one of another batch size. A layer is compiled once, and its code serves all, which are trusted to be as
+    alike as `Transformer` makes them: after exchanging parts of one by hand, call `torch.compiler.reset()`.
 
     One row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop over the rows of the
     weights of it, on all threads. It wants them by rows, so the first step lays out the weights anew;
@@ -47,7 +46,7 @@ def compiled() -> Step:
 
     Raises:
         ValueError: if `attend` returns another shape or dtype than that of its q.
-        torch._dynamo.exc.FailOnRecompileLimitHit: for the ninth batch size; `torch.compiler.reset()` forgets all.
+        RuntimeError: at the ninth program, for one more batch size, dtype or kind of model.
     """
     program = torch.compile(_logits, fullgraph=True, dynamic=False, options=OPTIONS)
 
@@ -60,6 +59,12 @@ def compiled() -> Step:
         before = _layers_to_come.set(iter([partial(_over, cache, attend, model.config) for cache in caches]))
         try:
             return program(model, model.embed_tokens(ids), cos, sin)[:, 0]
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            n_programs = torch._dynamo.config.recompile_limit
+            raise RuntimeError(
+                f"{n_programs} programs are compiled, one for each batch size, dtype and kind of model, and PyTorch "
+                "keeps no more: forget them by torch.compiler.reset(), or raise torch._dynamo.config.recompile_limit"
+            ) from error
         finally:
             _layers_to_come.reset(before)  # it would keep the caches alive
 

@@ -239,6 +239,8 @@ def compare_what_the_compiler_cannot_see() -> None:
     ):
         with pytest.raises(error, match=what):
             step(model, ids, model.new_caches(1, 8), attend=attend)
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\)"):
+        step(model, torch.tensor([[5], [6]]), model.new_caches(2, 8))
     with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches
         answers = list(pool.map(lambda prompt: tokens(model, [prompt], step=step), ([3, 1, 4], [2, 7])))
     assert answers == [tokens(model, [[3, 1, 4]]), tokens(model, [[2, 7]])]
