@@ -36,7 +36,7 @@ def ladder(record: Mapping, *, model: str, dtype: str) -> Axes:
     axes.annotate(
         f"reading alone,\n{slowest:.3g} to {fastest:.3g} GB/s",
         (end, end / fastest),
-        (-4, -4),
+        (-4, -18),
         textcoords="offset points",
         ha="right",
         va="top",
