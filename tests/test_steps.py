@@ -261,36 +261,37 @@ def _dead_after_use(model: Transformer, step) -> bool:
 slow = pytest.mark.slow
 
 
-@needs_compiler
-def test_the_compiled_program_takes_any_attention_and_keeps_no_cache():
-    # in a process of its own, as below
-    code = "import test_steps; test_steps.compare_what_the_compiler_cannot_see()"
+def apart(code: str) -> None:
+    """Runs code in a process of its own: the compiler cannot see through the checks of shapes that conftest.py adds."""
+    code = f"import torch\nfrom test_steps import *\n{code}"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
 
+@needs_compiler
+def test_the_compiled_program_changes_no_token_takes_any_attention_and_keeps_no_cache():
+    apart(f"compare_compiled({{}}, {PROMPTS[0]})\ncompare_what_the_compiler_cannot_see()")
+
+
+@slow
 @needs_compiler
 @pytest.mark.parametrize(
     "changes, prompts",
     [
-        ({}, PROMPTS[0]),
-        pytest.param({}, PROMPTS[1], marks=slow, id="ragged"),
-        pytest.param({"sliding_window": 7}, PROMPTS[1], marks=slow, id="ragged, window"),
-        *(pytest.param(c, PROMPTS[0], marks=slow) for c in VARIANTS[1:]),
+        pytest.param({}, PROMPTS[1], id="ragged"),
+        pytest.param({"sliding_window": 7}, PROMPTS[1], id="ragged, window"),
+        *((changes, PROMPTS[0]) for changes in VARIANTS[1:]),
     ],
     ids=str,
 )
-def test_the_compiled_program_changes_no_token(changes, prompts):
-    # in a process of its own: the compiler cannot see through the checks of shapes that conftest.py adds
-    code = f"import test_steps; test_steps.compare_compiled({changes}, {prompts})"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
+def test_the_compiled_program_changes_no_token_of_other_models(changes, prompts):
+    apart(f"compare_compiled({changes}, {prompts})")
 
 
 @slow
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_the_compiled_program_errs_at_most_twice_as_much_as_eager_steps(dtype):
-    code = f"import torch, test_steps; test_steps.compare_compiled_logits({dtype})"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
+    apart(f"compare_compiled_logits({dtype})")
 
 
 @needs_gpu
