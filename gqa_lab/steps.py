@@ -124,9 +124,7 @@ def _over(cache: KVCache, attend, config: ModelConfig, q: Tensor, k: Tensor, v: 
     if out.shape != q.shape or out.dtype != q.dtype:  # the program would read other bytes for it
         found = f"{out.dtype} {list(out.shape)}"
         raise ValueError(f"attend must return q's shape and dtype, {q.dtype} {list(q.shape)}; it returned {found}")
-    return out.clone(
-        memory_format=torch.contiguous_format
-    )  # an attend may keep its q and out; the program reuses its own
+    return out.clone(memory_format=torch.contiguous_format)  # both clones: the program reuses the memory of its own
 
 
 def _norm(norm: nn.RMSNorm, x: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B 1 C"]:

@@ -245,6 +245,10 @@ def compare_what_the_compiler_cannot_see() -> None:
         answers = list(pool.map(lambda prompt: tokens(model, [prompt], step=step), ([3, 1, 4], [2, 7])))
     assert answers == [tokens(model, [[3, 1, 4]]), tokens(model, [[2, 7]])]
     assert _dead_after_use(model, step)
+    model.layers[1].mlp_norm.eps = 10.0
+    torch.compiler.reset()  # as the docstring asks after such a change
+    expected = decode_step(model, ids, model.new_caches(1, 8))
+    torch.testing.assert_close(step(model, ids, model.new_caches(1, 8)), expected, rtol=1e-4, atol=1e-4)
     importlib.reload(steps)  # as %autoreload does: the operation is defined anew
     assert tokens(model, PROMPTS[0], step=steps.compiled()) == tokens(model, PROMPTS[0])
 
