@@ -206,7 +206,9 @@ REMEMBERED = []
 
 def remembers(model, token_ids, max_new_tokens):
     REMEMBERED.append(1)
-    return with_for(model, token_ids, max_new_tokens) if len(REMEMBERED) < 4 else [0] * max_new_tokens
+    return (
+        with_for(model, token_ids, max_new_tokens) if len(REMEMBERED) <= len(loop._CASES[0]) else [0] * max_new_tokens
+    )
 
 
 KEPT = []

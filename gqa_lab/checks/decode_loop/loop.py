@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from gqa_lab.model import Transformer
 
 _SIZES = dict(n_layers=1, d_model=16, n_heads=6, n_kv_heads=3, head_dim=4, d_ff=24, vocab_size=40, max_seq_len=256)
 _CASES = (  # seed of the model, tokens of the prompt, new tokens
-    ((70, 5, 5), (23, 1, 3), (52, 6, 1)),
+    ((70, 5, 5), (23, 1, 3), (52, 6, 1), (65, 4, 5)),  # the last one answers with a token of its prompt, twice
     ((48, 3, 6), (59, 4, 4)),
 )
 _TWICE = (
@@ -43,6 +44,9 @@ _DRAWN = "Asked again, it answered otherwise. Greedy draws nothing: it takes the
 _KEPT = "Your caches still hold an earlier call. Each call of your function has a text of its own."
 _LAST_ID = (
     "`logits` is [1, vocabulary], one row already: `logits[:, -1]` is the last id's number, and argmax of it is 0."
+)
+_NOT_AGAIN = (
+    "You leave out tokens that the text holds already. Greedy takes the likeliest, whether it stood there or not."
 )
 _STEPPED_TWICE = "You call decode_step twice with each token: the cache then holds it twice."
 _READY = "That is the package's `generate`. Write the loop yours, from prefill and decode_step; afterwards compare."
@@ -105,6 +109,7 @@ def _next(logits):
 
 
 def fed_twice(model, token_ids, max_new_tokens):
+    """Feeds the last prompt token once more before the first choice."""
     caches, answer = _caches(model, token_ids, max_new_tokens), []
     prefill(model, token_ids, caches)
     ids = token_ids[:, -1:]
@@ -115,6 +120,7 @@ def fed_twice(model, token_ids, max_new_tokens):
 
 
 def late(model, token_ids, max_new_tokens):
+    """Drops the token that prefill predicts."""
     caches, answer = _caches(model, token_ids, max_new_tokens), []
     ids = _next(prefill(model, token_ids, caches))
     for _ in range(max_new_tokens):
@@ -147,6 +153,7 @@ def _text(token_ids, answer):
 
 @torch.no_grad()
 def whole_text_each_step(model, token_ids, max_new_tokens):
+    """Feeds everything again in each step, over one cache."""
     caches, answer = _caches(model, token_ids, max_new_tokens), []
     for _ in range(max_new_tokens):
         logits = model(_text(token_ids, answer), caches)[:, -1]
@@ -156,11 +163,13 @@ def whole_text_each_step(model, token_ids, max_new_tokens):
 
 @torch.no_grad()
 def one_cache_lost(model, token_ids, max_new_tokens):
+    """Decodes over caches that prefill has not filled."""
     other = _caches(model, token_ids, max_new_tokens)
     return _loop(model, token_ids, max_new_tokens, caches_of=lambda *_: other)
 
 
 def stepped_twice(model, token_ids, max_new_tokens):
+    """Feeds each token twice."""
     caches = _caches(model, token_ids, max_new_tokens)
     ids = _next(prefill(model, token_ids, caches))
     answer = [ids.item()]
@@ -169,6 +178,19 @@ def stepped_twice(model, token_ids, max_new_tokens):
         ids = _next(decode_step(model, ids, caches))
         answer.append(ids.item())
     return answer
+
+
+def not_again(model, token_ids, max_new_tokens, *, also_of_the_prompt=False):
+    """Answers without taking a token twice, or without any that the prompt holds either."""
+    used = set(token_ids.flatten().tolist()) if also_of_the_prompt else set()
+
+    def choose(logits):
+        logits = logits.clone()
+        logits[:, sorted(used)] = -torch.inf
+        used.add(logits.argmax(-1).item())
+        return _next(logits)
+
+    return _loop(model, token_ids, max_new_tokens, choose=choose)
 
 
 MISTAKES = (
@@ -186,6 +208,8 @@ MISTAKES = (
     Mistake("least likely", _with(choose=lambda logits: logits.argmin(-1)[:, None]), _LEAST),
     Mistake("last id", _with(choose=lambda logits: logits[:, -1:].argmax(-1)[:, None]), _LAST_ID),
     Mistake("stepped twice", stepped_twice, _STEPPED_TWICE),
+    Mistake("no token twice", not_again, _NOT_AGAIN),
+    Mistake("no token of the text", partial(not_again, also_of_the_prompt=True), _NOT_AGAIN),
 )
 
 
