@@ -28,6 +28,7 @@ _UNSORTED = "That is the step in the middle of the run. The median is in the mid
 _SORTED_FIRST = "You sorted before the warm-up was cut off: what you cut were the fastest steps."
 _OUT_OF_N = "You cut the warm-up out of `n_steps`. It comes before them: `n_warmup` steps more."
 _ONE_MORE = "That is one warm-up step more than `n_warmup`."
+_ONE_FEWER = "That is one step fewer than `n_steps`."
 _RATE = "That is steps per second. How long does one take?"
 
 
@@ -49,7 +50,7 @@ class Bench:
 
 def _cases(round_: int) -> list[Case]:
     drawn = (
-        [((100, 100, 10, 10, 10, 50, 10), 5, 2), ((80, 70, 60, 41, 33, 90, 90, 20), 5, 3), ((9, 7, 8, 6), 3, 0)],
+        [((100, 100, 10, 10, 10, 50, 10), 5, 2), ((80, 70, 60, 20, 33, 41, 90, 90), 5, 3), ((9, 5, 8, 6), 3, 0)],
         [((300, 20, 25, 24, 200, 21), 5, 1), ((50, 40, 30, 20, 2, 3, 1), 3, 4), ((5, 4, 11), 1, 2)],
     )[round_]
     cases = []
@@ -114,6 +115,9 @@ MISTAKES = tuple(
         ("unsorted", lambda t, n, w: t[w:][n // 2], _UNSORTED),
         ("sorted first", lambda t, n, w: statistics.median(sorted(t)[w:]), _SORTED_FIRST),
         ("warm-up out of n_steps", lambda t, n, w: statistics.median(t[w:n]), _OUT_OF_N),
+        ("one step fewer", lambda t, n, w: statistics.median(t[w:-1] or t), _ONE_FEWER),
+        ("one step fewer, upper", lambda t, n, w: statistics.median_high(t[w:-1] or t), _ONE_FEWER),
+        ("one step fewer, lower", lambda t, n, w: statistics.median_low(t[w:-1] or t), _ONE_FEWER),
         ("rate", lambda t, n, w: 1 / statistics.median(t[w:]), _RATE),
     )
 ) + (
