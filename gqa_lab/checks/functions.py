@@ -273,6 +273,7 @@ def _same(a: np.ndarray | None, b: np.ndarray, tolerance: float) -> bool:
 
 
 def type_message(value: object, kind: type, returns: str = "") -> str:
+    """Says what a function returned, and what it should have: `returns` in words, or of this `kind`."""
     if value is None:
         return "Your function returned None. Is a `return` missing?"
     kinds = {torch.Tensor: "a torch tensor", np.ndarray: "a NumPy array of numbers", float: "one number"}
@@ -287,6 +288,7 @@ def _dtype_message(got: np.dtype, expected: np.dtype) -> str:
 
 
 def shape_message(got: tuple, expected: tuple, axes: str) -> str:
+    """Says how a shape differs from the expected one, whose `axes` are named by a letter each."""
     text = f"Your result has shape {list(got)}; it should be [{', '.join(axes)}] = {list(expected)}."
     swapped = [i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b]
     if len(got) != len(expected):

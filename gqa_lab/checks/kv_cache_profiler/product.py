@@ -151,6 +151,7 @@ def near_one(speedup: object) -> bool:
 
 
 def numbers_for(product: dict, chosen: dict) -> Hand:
+    """Returns the by-hand exercise of the numbers that follow from a product and the choices made for it."""
     return Hand(
         id="10.review",
         level="",
