@@ -84,7 +84,7 @@ def grouped_attention(
     (batch_size, n_heads, q_len, head_dim), n_kv_heads = q.shape, k.shape[1]
     k, v, lengths, window = _narrow(q_len, k, v, lengths, window)
     rows = q.reshape(batch_size, n_kv_heads, n_heads // n_kv_heads * q_len, head_dim)  # (r, t) in one axis
-    if q_len == 1 and _fused_is_faster(rows, k):
+    if q_len == 1 and fused_is_faster(k, n_heads // n_kv_heads):
         return F.scaled_dot_product_attention(rows, k, v).reshape(q.shape)
     rows = rows * head_dim**-0.5  # before the product, whose sums may be too large for 16 bits
     times_k, times_v = (_by_head if _batched_product_copies(x) else torch.matmul for x in (k, v))
@@ -248,17 +248,17 @@ def _narrow(q_len: int, k: Tensor, v: Tensor, lengths: Tensor | None, window: in
     return k, v, None, None if masks_nothing else window
 
 
-def _fused_is_faster(rows: Float[Tensor, "B G R D"], k: Float[Tensor, "B G S D"]) -> bool:
-    """True where PyTorch's fused attention decodes faster than two matrix products, on a CPU.
+def fused_is_faster(k: Float[Tensor, "B G S D"], group_size: int) -> bool:
+    """True where PyTorch's fused attention decodes over `k` faster than two matrix products, on a CPU.
 
     It does for few keys, where each call counts, and in 16 bits wherever it has several query rows at a time.
     Measured by benchmarks/cpu_decode.py; another CPU may order the forms differently.
     """
-    if rows.device.type != "cpu":
+    if k.device.type != "cpu":
         return False
     batch_size, n_kv_heads, kv_len, _ = k.shape
-    if rows.element_size() == 2:
-        return rows.shape[2] > 1 or kv_len < 1024
+    if k.element_size() == 2:
+        return group_size > 1 or kv_len < 1024
     return batch_size * n_kv_heads * kv_len < 16384
 
 

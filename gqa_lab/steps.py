@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 
-from gqa_lab.attention import grouped_attention
+from gqa_lab.attention import fused_is_faster, grouped_attention
 from gqa_lab.cache import KVCache
 from gqa_lab.config import ModelConfig
 from gqa_lab.generate import decode_step
@@ -35,10 +35,13 @@ OPTIONS = {
 def compiled() -> Step:
     """Returns a step that is one compiled program, from the embedded token to the logits.
 
-    Only the attention stays as it is, because its length changes with each token: the program calls it without looking
-    into it. The first token waits for the compiler (on a CPU some seconds, and a C++ compiler must be there); so does
-    the first one of another batch size. A layer is compiled once, and its code serves all, which are trusted to be as
-    alike as `Transformer` makes them: after exchanging parts of one by hand, call `torch.compiler.reset()`.
+    The first token waits for the compiler (on a CPU some seconds, and a C++ compiler must be there); so does the first
+    one of another batch size. A layer is compiled once, and its code serves all, which are trusted to be as alike as
+    `Transformer` makes them: after exchanging parts of one by hand, call `torch.compiler.reset()`.
+
+    On a CPU `grouped_attention` is part of the program, and so is the append to the caches, where all sequences are
+    equally long (and it is one call: where many keys make it several, another program takes over). Any other attention
+    is called as it is: the compiler does not look into it.
 
     One row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop over the rows of the
     weights of it, on all threads. It wants them by rows, so the first step lays out the weights anew;
@@ -55,10 +58,13 @@ def compiled() -> Step:
         _check_one(ids)
         if not _head(model).weight.is_contiguous():
             _by_rows(model)
-        cos, sin = model.rope(ids, caches)
+        x, (cos, sin) = model.embed_tokens(ids), model.rope(ids, caches)
+        is_inside = _is_inside(model, caches, attend)
+        if is_inside:
+            _check_room(ids, caches)
         before = _layers_to_come.set(iter([partial(_over, cache, attend, model.config) for cache in caches]))
         try:
-            return program(model, model.embed_tokens(ids), cos, sin)[:, 0]
+            logits = program(model, x, cos, sin, *(_places(caches) if is_inside else ()))[:, 0]
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             n_programs = torch._dynamo.config.recompile_limit
             raise RuntimeError(
@@ -67,15 +73,52 @@ def compiled() -> Step:
             ) from error
         finally:
             _layers_to_come.reset(before)  # it would keep the caches alive
+        if is_inside:
+            _count(caches)
+        return logits
 
     return step
 
 
-def _logits(model: Transformer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B 1 vocab"]:
+def _is_inside(model: Transformer, caches: list[KVCache], attend) -> bool:
+    """True if the program itself stores and attends: one slot and one length hold for all layers and sequences."""
+    if attend is not grouped_attention or model.device.type != "cpu" or len(set(caches[0].host_lengths)) > 1:
+        return False
+    first, config = caches[0], model.config
+    alike = all(
+        type(cache) is KVCache and cache.k.shape == first.k.shape and cache.window == config.sliding_window
+        for cache in caches
+    )
+    n_seen = min(first.host_lengths[0] + 1, first.n_slots)
+    is_one_call = fused_is_faster(first.k[:, :, :n_seen], config.n_heads // config.n_kv_heads)
+    return alike and is_one_call and first.k.dtype == model.dtype
+
+
+def _places(caches: list[KVCache]) -> tuple[Int64[Tensor, "1"], Bool[Tensor, "S"], list[Tensor], list[Tensor]]:
+    """Returns the slot of the new token, something as long as what it sees, and the buffers of all layers."""
+    n_past, n_slots = caches[0].host_lengths[0], caches[0].n_slots
+    slot = torch.tensor([n_past % n_slots])
+    seen = torch.empty(min(n_past + 1, n_slots), dtype=torch.bool)
+    torch._dynamo.mark_dynamic(seen, 0)  # one program for all lengths,
+    for cache in caches:
+        if cache not in _marked:
+            _marked.add(cache)
+            for buffer in (cache.k, cache.v):  # and for all sizes of buffers, full ones too
+                torch._dynamo.decorators.mark_unbacked(buffer, 2, shape_id="n_slots")
+    return slot, seen, [cache.k for cache in caches], [cache.v for cache in caches]
+
+
+_marked: WeakSet[KVCache] = WeakSet()
+
+
+def _logits(
+    model: Transformer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor, slot=None, seen=None, ks=(), vs=()
+) -> Float[Tensor, "B 1 vocab"]:
     """The program: what `Transformer.forward` computes, in a form that the compiler makes few loops of."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    for layer in model.layers:
-        x = _layer(layer, x, cos, sin)
+    for i, layer in enumerate(model.layers):
+        place = () if slot is None else (slot, seen, ks[i], vs[i])
+        x = _layer(layer, x, cos, sin, *place)
     return _linear(_head(model), _norm(model.norm, x)).to(model.dtype)
 
 
@@ -84,7 +127,7 @@ def _head(model: Transformer) -> nn.Linear | nn.Embedding:
 
 
 @torch.compiler.nested_compile_region  # compiled for the first layer, called by all
-def _layer(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B 1 C"]:
+def _layer(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor, *place) -> Float[Tensor, "B 1 C"]:
     own, mlp = layer.attention, layer.mlp
     normed = _norm(layer.attention_norm, x)
 
@@ -92,11 +135,20 @@ def _layer(layer: Layer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor) ->
         return _linear(linear, normed).to(cos.dtype).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
 
     q, k = own.q_norm(heads(own.q_proj)), own.k_norm(heads(own.k_proj))
-    attention = torch.ops.gqa_lab.attention_of_the_next_layer
+    attention = partial(_store_and_attend, *place) if place else torch.ops.gqa_lab.attention_of_the_next_layer
     out = attention(rotate(q, cos, sin), rotate(k, cos, sin), heads(own.v_proj)).to(x.dtype)
     x = x + _linear(own.o_proj, out.transpose(1, 2).flatten(2))
     normed = _norm(layer.mlp_norm, x)
     return x + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
+
+
+def _store_and_attend(slot, seen, k_all, v_all, q, k, v) -> Float[Tensor, "B H 1 D"]:
+    """What `KVCache.append` does, and the attention, for the compiler to look into."""
+    k_all.index_copy_(2, slot, k)
+    v_all.index_copy_(2, slot, v)
+    n_seen = seen.shape[0]
+    torch._check(n_seen <= k_all.shape[2])
+    return grouped_attention(q, k_all[:, :, :n_seen], v_all[:, :, :n_seen])
 
 
 _layers_to_come: ContextVar[Iterator[Callable]] = ContextVar("the attentions of the layers that have not run yet")
@@ -193,9 +245,7 @@ def fixed_shapes(step: Step = decode_step, *, smallest: int = 256) -> Step:
     def fixed(model: Transformer, ids: Tensor, caches: list[KVCache], *, attend=grouped_attention) -> Tensor:
         _check_room(ids, caches)
         logits = step(model, ids, _fixed(caches, smallest), attend=attend)
-        _count_one(caches)
-        for cache in caches:
-            cache.count_on_host(1)
+        _count(caches)
         return logits
 
     return fixed
@@ -216,6 +266,13 @@ def bucket(n_tokens: int, smallest: int, n_slots: int) -> int:
     while smallest < min(n_tokens, n_slots):
         smallest *= 2
     return min(smallest, n_slots)
+
+
+def _count(caches: list[KVCache]) -> None:
+    """Counts the token that a program has stored, on the device and on the host."""
+    _count_one(caches)
+    for cache in caches:
+        cache.count_on_host(1)
 
 
 def _count_one(caches: list[KVCache]) -> None:

@@ -104,9 +104,8 @@ def test_a_full_cache_refuses_before_it_writes(make):
     caches = model.new_caches(1, 4)
     prefill(model, torch.tensor([[3, 1, 4, 1]]), caches)
     before = [cache.k.clone() for cache in caches]
-    if make is fixed_shapes:
-        with pytest.raises(ValueError, match=r"makes 5; this cache has max_seq_len = 4"):
-            step(model, torch.tensor([[5]]), caches)
+    with pytest.raises(ValueError, match=r"makes 5; this cache has max_seq_len = 4"):
+        step(model, torch.tensor([[5]]), caches)
     with pytest.raises(ValueError, match=r"ids has shape \[1, 2\]"):
         step(model, torch.tensor([[5, 6]]), caches)
     assert all(torch.equal(a, cache.k) and cache.host_lengths == [4] for a, cache in zip(before, caches, strict=True))
@@ -203,6 +202,46 @@ def compare_compiled(changes: dict, prompts: list) -> None:
         assert tokens(model, prompts, step=step, stop=stop) == tokens(model, prompts, stop=stop) != same
 
 
+def compare_what_is_inside() -> None:
+    """Asserts that the program stores and attends by itself where it can, copies no cache, and that others take over.
+
+    Two programs in all: one beside the attention, one around it, whatever the size of the caches and however full.
+    """
+    model, calls = make_model(torch.float32, max_seq_len=6000), []
+    in_turn = steps._over
+
+    def over(*args):
+        calls.append(args[0].host_lengths)
+        return in_turn(*args)
+
+    steps._over = over
+    step, ids, prompts = compiled(), torch.tensor([[5]]), [[3, 1, 4, 1], [2, 7, 1, 8]]
+    for prompt, n_new in (([[3, 1, 4]], 2), ([[3, 1, 4, 1, 5]], 30), ([[5] * 300], 40)):  # to the last slot of each
+        assert tokens(model, prompt, n_new=n_new, step=step) == tokens(model, prompt, n_new=n_new)
+    assert tokens(model, prompts, step=step) == tokens(model, prompts)  # its own program: two rows
+    assert not calls
+
+    caches, expected = model.new_caches(1, 6000), model.new_caches(1, 6000)
+    for some in (caches, expected):
+        prefill(model, torch.arange(5455)[None] % 50, some)
+    step(model, ids, caches)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step(model, ids, caches)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    assert 0 < allocated < caches[0].k.nbytes / 4, (allocated, caches[0].k.nbytes)
+    for _ in range(2):
+        decode_step(model, ids, expected)
+    assert not calls
+    for n_past in range(5457, 5467):  # 3 KV heads of 5,462 keys are 16,384 rows: too many for one call in float32
+        logits = step(model, ids, caches)
+        torch.testing.assert_close(logits, decode_step(model, ids, expected), rtol=1e-4, atol=1e-4)
+        assert len(calls) == 3 * max(0, n_past - 5460), (n_past, calls)
+    for ours, theirs in zip(caches, expected, strict=True):
+        assert ours.host_lengths == theirs.host_lengths == ours.lengths.tolist() == [5467]
+        torch.testing.assert_close(ours.k, theirs.k, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.v, theirs.v, rtol=1e-4, atol=1e-4)
+
+
 def compare_what_the_compiler_cannot_see() -> None:
     """Asserts that the program calls the attention it is given, whatever that is, over the caches it is given."""
     model, step, ids = make_model(torch.float32), compiled(), torch.tensor([[5]])
@@ -274,6 +313,11 @@ def apart(code: str) -> None:
 @needs_compiler
 def test_the_compiled_program_changes_no_token_takes_any_attention_and_keeps_no_cache():
     apart(f"compare_compiled({{}}, {PROMPTS[0]})\ncompare_what_the_compiler_cannot_see()")
+
+
+@needs_compiler
+def test_the_compiled_program_stores_and_attends_by_itself_and_copies_no_cache():
+    apart("compare_what_is_inside()")
 
 
 @slow
