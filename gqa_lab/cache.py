@@ -182,7 +182,7 @@ class KVCache:
             first = (starts[0] + n_dropped) % self.n_slots
             n_behind = min(n_kept, self.n_slots - first)  # the others go on at slot 0
             for buffer, new in ((self.k, k), (self.v, v)):
-                buffer[:, :, first : first + n_behind] = new[:, :, :n_behind]
+                buffer[:, :, first : first + n_behind] = new if n_behind == n_kept else new[:, :, :n_behind]
                 if n_behind < n_kept:
                     buffer[:, :, : n_kept - n_behind] = new[:, :, n_behind:]
         else:
