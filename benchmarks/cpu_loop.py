@@ -1,10 +1,11 @@
 """Times SmolLM2 on this CPU, our `generate` and transformers' in turn, with the same weights.
 
-    python benchmarks/cpu_loop.py [rounds]
+    python benchmarks/cpu_loop.py [rounds [record]]
 
-Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json. Batch 1, greedy, all in one process:
-ours with eager steps, ours with `step=compiled()`, and transformers; a round is one answer of each, in changing order,
-between two measurements of the read bandwidth, which other users of a machine can double or halve within seconds.
+Prints a table and one JSON line, and writes benchmarks/results/cpu_loop.json, or another record for another machine.
+Batch 1, greedy, all in one process: ours with eager steps, ours with `step=compiled()`, the same with the attention
+apart from the program, and transformers; a round is one answer of each, in changing order, between two measurements of
+the read bandwidth, which other users of a machine can double or halve within seconds.
 Tokens per second are those of the decode steps, from the first token on; a ratio is taken round by round, for them and
 for the whole answer with its prompt. The compiler works before the first round. `first_tokens_equal` says how many
 tokens are transformers' from the start; in bfloat16 rounding parts them, which changes no work. A percentage, too, is
@@ -19,9 +20,11 @@ import random
 import statistics
 import sys
 import time
+from functools import partial
 
 import torch
 
+from gqa_lab.attention import grouped_attention
 from gqa_lab.bandwidth import read_bandwidth
 from gqa_lab.checkpoint import load_pretrained, smollm2_path
 from gqa_lab.costs import kv_cache_bytes, weight_bytes_read
@@ -69,9 +72,9 @@ def programs(dtype: torch.dtype) -> tuple[dict, int]:
     theirs, prompt = load_theirs(dtype), tokenizer.chat(PROMPT)
     ids = torch.tensor([prompt])
 
-    def with_step(model, step):
+    def with_step(model, step, attend=grouped_attention):
         def answer() -> list[tuple[int, float]]:
-            tokens = generate(model, [prompt], max_new_tokens=N_NEW, step=step)
+            tokens = generate(model, [prompt], max_new_tokens=N_NEW, step=step, attend=attend)
             return [(token, time.perf_counter()) for [token] in tokens]
 
         return answer
@@ -87,26 +90,31 @@ def programs(dtype: torch.dtype) -> tuple[dict, int]:
     kv_len, size = len(prompt) + N_NEW // 2, dtype.itemsize
     n_bytes = weight_bytes_read(ours.config, bytes_per_element=size)
     n_bytes += kv_cache_bytes(ours.config, batch_size=1, kv_len=kv_len, bytes_per_element=size)
-    compiled_one = with_step(copy.deepcopy(ours), compiled())  # it lays out the weights anew
-    return {"eager": with_step(ours, decode_step), "compiled": compiled_one, "transformers": transformers}, n_bytes
+    by_rows = copy.deepcopy(ours)  # compiled steps lay out the weights anew
+    return {
+        "eager": with_step(ours, decode_step),
+        "compiled": with_step(by_rows, compiled()),
+        "apart": with_step(by_rows, compiled(), partial(grouped_attention)),  # not the function itself: not looked into
+        "transformers": transformers,
+    }, n_bytes
 
 
 @torch.no_grad()
 def measure(dtype: torch.dtype, n_rounds: int) -> tuple[list[dict], list[float]]:
-    """Returns a row each for our eager and our compiled steps, and the read bandwidth of each round, in bytes/s."""
-    all_three, n_bytes = programs(dtype)
-    tokens = {name: [token for token, _ in answer()] for name, answer in all_three.items()}  # the warm-up
-    whole, decode = ({name: [] for name in all_three} for _ in range(2))
+    """Returns a row for each kind of step of ours, and the read bandwidth of each round, in bytes/s."""
+    answers, n_bytes = programs(dtype)
+    tokens = {name: [token for token, _ in answer()] for name, answer in answers.items()}  # the warm-up
+    whole, decode = ({name: [] for name in answers} for _ in range(2))
     reads = [read_bandwidth("cpu", repeats=2)]
     for i in range(n_rounds):
-        for name in random.Random(i).sample(list(all_three), len(all_three)):
+        for name in random.Random(i).sample(list(answers), len(answers)):
             start = time.perf_counter()
-            clocked = all_three[name]()
+            clocked = answers[name]()
             whole[name].append(time.perf_counter() - start)
             decode[name].append((clocked[-1][1] - clocked[0][1]) / (N_NEW - 1))
         reads.append(read_bandwidth("cpu", repeats=2))
     bandwidths, rows = [statistics.mean(pair) for pair in itertools.pairwise(reads)], []
-    for name in ("eager", "compiled"):
+    for name in ("eager", "apart", "compiled"):
         ratios, of_answers = (
             [b / a for a, b in zip(times[name], times["transformers"], strict=True)] for times in (decode, whole)
         )
@@ -131,7 +139,7 @@ def measure(dtype: torch.dtype, n_rounds: int) -> tuple[list[dict], list[float]]
     return rows, bandwidths
 
 
-def main(n_rounds: int) -> None:
+def main(n_rounds: int, name: str) -> None:
     import transformers
 
     made, bandwidths, results = environment(), [], []
@@ -160,9 +168,9 @@ def main(n_rounds: int) -> None:
     print(
         "read bandwidth {:.1f} GB/s ({:.1f} - {:.1f})".format(record["read_gb_per_s"], *record["read_gb_per_s_min_max"])
     )
-    save_record("cpu_loop", record)
+    save_record(name, record)
     print(json.dumps(record))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7, sys.argv[2] if len(sys.argv) > 2 else "cpu_loop")
