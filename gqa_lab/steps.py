@@ -59,7 +59,7 @@ def compiled() -> Step:
         if not _head(model).weight.is_contiguous():
             _by_rows(model)
         x, (cos, sin) = model.embed_tokens(ids), model.rope(ids, caches)
-        is_inside = _is_inside(model, caches, attend)
+        is_inside = _is_inside(model, ids, caches, attend)
         if is_inside:
             _check_room(ids, caches)
         before = _layers_to_come.set(iter([partial(_over, cache, attend, model.config) for cache in caches]))
@@ -80,18 +80,20 @@ def compiled() -> Step:
     return step
 
 
-def _is_inside(model: Transformer, caches: list[KVCache], attend) -> bool:
-    """True if the program itself stores and attends: one slot and one length hold for all layers and sequences."""
-    if attend is not grouped_attention or model.device.type != "cpu" or len(set(caches[0].host_lengths)) > 1:
-        return False
+def _is_inside(model: Transformer, ids: Int64[Tensor, "B 1"], caches: list[KVCache], attend) -> bool:
+    """True if the program itself stores and attends: one slot and one length hold for all layers and sequences.
+
+    Whatever does not fit is left to `KVCache.append` and to the attention, which say what is wrong.
+    """
     first, config = caches[0], model.config
-    alike = all(
-        type(cache) is KVCache and cache.k.shape == first.k.shape and cache.window == config.sliding_window
-        for cache in caches
-    )
+    if attend is not grouped_attention or model.device.type != "cpu" or len(set(first.host_lengths)) > 1:
+        return False
+    shape = (ids.shape[0], config.n_kv_heads, first.n_slots, config.head_dim)
+    fitting = (KVCache, shape, model.dtype, model.device, config.sliding_window)
+    if any((type(c), c.k.shape, c.k.dtype, c.k.device, c.window) != fitting for c in caches):
+        return False
     n_seen = min(first.host_lengths[0] + 1, first.n_slots)
-    is_one_call = fused_is_faster(first.k[:, :, :n_seen], config.n_heads // config.n_kv_heads)
-    return alike and is_one_call and first.k.dtype == model.dtype
+    return fused_is_faster(first.k[:, :, :n_seen], config.n_heads // config.n_kv_heads)
 
 
 def _places(caches: list[KVCache]) -> tuple[Int64[Tensor, "1"], Bool[Tensor, "S"], list[Tensor], list[Tensor]]:

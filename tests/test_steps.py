@@ -278,6 +278,16 @@ def compare_what_the_compiler_cannot_see() -> None:
     ):
         with pytest.raises(error, match=what):
             step(model, ids, model.new_caches(1, 8), attend=attend)
+    for caches, what in (  # what would not fit into the program is refused as without it
+        (make_model(torch.float64).new_caches(1, 8), r"k is torch.float32 on cpu; this cache is torch.float64"),
+        (model.new_caches(2, 8), r"k has shape \[1, 3, 1, 4\]; this cache takes \[batch 2, n_kv_heads 3"),
+        (make_model(n_kv_heads=1).float().new_caches(1, 8), "this cache takes .batch 1, n_kv_heads 1"),
+        ([*model.new_caches(1, 8)[:2], make_model(torch.float64).new_caches(1, 8)[2]], "this cache is torch.float64"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            step(model, ids, caches)
+    with torch.inference_mode():
+        assert tokens(model, PROMPTS[0], step=step) == tokens(model, PROMPTS[0])
     with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\)"):
         step(model, torch.tensor([[5], [6]]), model.new_caches(2, 8))
     with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches
