@@ -93,7 +93,8 @@ def _is_inside(model: Transformer, ids: Int64[Tensor, "B 1"], caches: list[KVCac
     if any((type(c), c.k.shape, c.k.dtype, c.k.device, c.window) != fitting for c in caches):
         return False
     n_seen = min(first.host_lengths[0] + 1, first.n_slots)
-    return fused_is_faster(first.k[:, :, :n_seen], config.n_heads // config.n_kv_heads)
+    one_call = fused_is_faster(first.k[:, :, :n_seen], config.n_heads // config.n_kv_heads)
+    return one_call and n_seen > 1  # a size of 1 is no symbol to the compiler
 
 
 def _places(caches: list[KVCache]) -> tuple[Int64[Tensor, "1"], Bool[Tensor, "S"], list[Tensor], list[Tensor]]:

@@ -288,6 +288,8 @@ def compare_what_the_compiler_cannot_see() -> None:
             step(model, ids, caches)
     with torch.inference_mode():
         assert tokens(model, PROMPTS[0], step=step) == tokens(model, PROMPTS[0])
+    smallest = make_model(torch.float32, sliding_window=1)  # a ring of one slot
+    assert tokens(smallest, PROMPTS[0], step=step) == tokens(smallest, PROMPTS[0])
     with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\)"):
         step(model, torch.tensor([[5], [6]]), model.new_caches(2, 8))
     with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches

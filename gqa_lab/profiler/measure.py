@@ -55,7 +55,8 @@ def profile_decode(
         prefills: how often the prompts are read for the time of the first token. With 0 the cache is filled with
             random numbers, which take as long to read.
         attend: attention of the decode steps; None means `grouped_attention`.
-        step: what takes a decode step, `compiled()` for instance; None means `decode_step`.
+        step: what takes a decode step; None means `decode_step`. Of `compiled()` the split clocks the program that
+            leaves the attention apart: what is inside cannot be seen.
         name: what to call the model.
         ceilings: what the machine can do; None means they are measured.
         memory: bytes of memory; None means the machine's own.
