@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +35,14 @@ OPTIONS = {
 def compiled() -> Step:
     """Returns a step that is one compiled program, from the embedded token to the logits.
 
-    The first token waits for the compiler (on a CPU some seconds, and a C++ compiler must be there); so does the first
-    one of another batch size. A layer is compiled once, and its code serves all, which are trusted to be as alike as
-    `Transformer` makes them: after exchanging parts of one by hand, call `torch.compiler.reset()`.
+    The first token waits for the compiler (on a CPU some seconds, and a C++ compiler must be there). A layer is
+    compiled once, and its code serves all, which are trusted to be as alike as `Transformer` makes them: after
+    exchanging parts of one by hand, call `torch.compiler.reset()`.
 
-    On a CPU `grouped_attention` is part of the program, and so is the append to the caches, where all sequences are
-    equally long (and it is one call: where many keys make it several, another program takes over). Any other attention
-    is called as it is: the compiler does not look into it.
+    On a CPU the append to the caches and `grouped_attention` are inside the program, for sequences of one length and as
+    long as `fused_is_faster`. Otherwise they stand apart: the program calls `KVCache.append` and the attention, any
+    attention, as they are. Lengths and sizes of caches change no program. Batch size, dtype and kind of model do, and
+    inside or apart, and the first token of an empty cache: each waits for the compiler when first met.
 
     One row times a matrix becomes a sum, `(weight * x).sum(-1)`: the compiler makes one loop over the rows of the
     weights of it, on all threads. It wants them by rows, so the first step lays out the weights anew;
@@ -49,7 +50,7 @@ def compiled() -> Step:
 
     Raises:
         ValueError: if `attend` returns another shape or dtype than that of its q.
-        RuntimeError: at the ninth program, for one more batch size, dtype or kind of model.
+        RuntimeError: at the ninth program; nothing is stored then.
     """
     program = torch.compile(_logits, fullgraph=True, dynamic=False, options=OPTIONS)
 
@@ -62,14 +63,16 @@ def compiled() -> Step:
         is_inside = _is_inside(model, ids, caches, attend)
         if is_inside:
             _check_room(ids, caches)
-        before = _layers_to_come.set(iter([partial(_over, cache, attend, model.config) for cache in caches]))
+        apart = [] if is_inside else [partial(_over, cache, attend, model.config) for cache in caches]
+        before = _layers_to_come.set(iter(apart))
         try:
             logits = program(model, x, cos, sin, *(_places(caches) if is_inside else ()))[:, 0]
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             n_programs = torch._dynamo.config.recompile_limit
             raise RuntimeError(
-                f"{n_programs} programs are compiled, one for each batch size, dtype and kind of model, and PyTorch "
-                "keeps no more: forget them by torch.compiler.reset(), or raise torch._dynamo.config.recompile_limit"
+                f"{n_programs} programs are compiled (one for each batch size, dtype and kind of model, with the "
+                "attention inside or apart), and PyTorch keeps no more: forget them by torch.compiler.reset(), or raise "
+                "torch._dynamo.config.recompile_limit"
             ) from error
         finally:
             _layers_to_come.reset(before)  # it would keep the caches alive
@@ -89,29 +92,27 @@ def _is_inside(model: Transformer, ids: Int64[Tensor, "B 1"], caches: list[KVCac
     if attend is not grouped_attention or model.device.type != "cpu" or len(set(first.host_lengths)) > 1:
         return False
     shape = (ids.shape[0], config.n_kv_heads, first.n_slots, config.head_dim)
-    fitting = (KVCache, shape, model.dtype, model.device, config.sliding_window)
-    if any((type(c), c.k.shape, c.k.dtype, c.k.device, c.window) != fitting for c in caches):
+    fitting = (KVCache, shape, model.dtype, model.device, config.sliding_window, first.max_seq_len)
+    if any((type(c), c.k.shape, c.k.dtype, c.k.device, c.window, c.max_seq_len) != fitting for c in caches):
         return False
     n_seen = min(first.host_lengths[0] + 1, first.n_slots)
-    one_call = fused_is_faster(first.k[:, :, :n_seen], config.n_heads // config.n_kv_heads)
-    return one_call and n_seen > 1  # a size of 1 is no symbol to the compiler
+    return fused_is_faster(first.k[:, :, :n_seen], config.n_heads // config.n_kv_heads)
 
 
 def _places(caches: list[KVCache]) -> tuple[Int64[Tensor, "1"], Bool[Tensor, "S"], list[Tensor], list[Tensor]]:
-    """Returns the slot of the new token, something as long as what it sees, and the buffers of all layers."""
-    n_past, n_slots = caches[0].host_lengths[0], caches[0].n_slots
-    slot = torch.tensor([n_past % n_slots])
-    seen = torch.empty(min(n_past + 1, n_slots), dtype=torch.bool)
-    torch._dynamo.mark_dynamic(seen, 0)  # one program for all lengths,
-    for cache in caches:
-        if cache not in _marked:
-            _marked.add(cache)
-            for buffer in (cache.k, cache.v):  # and for all sizes of buffers, full ones too
-                torch._dynamo.decorators.mark_unbacked(buffer, 2, shape_id="n_slots")
-    return slot, seen, [cache.k for cache in caches], [cache.v for cache in caches]
+    """Returns the slot of the new token, something as long as what it sees, and the buffers of all layers.
 
-
-_marked: WeakSet[KVCache] = WeakSet()
+    The compiler is told that the length changes, and that the size of the buffers tells it nothing: one program serves
+    all of both, full buffers too. What is marked are aliases; the caches are the user's to compile over.
+    """
+    n_past, n_slots, cpu = caches[0].host_lengths[0], caches[0].n_slots, caches[0].k.device
+    slot = torch.tensor([n_past % n_slots], device=cpu)
+    seen = torch.empty(min(n_past + 1, n_slots), dtype=torch.bool, device=cpu)
+    torch._dynamo.mark_dynamic(seen, 0)
+    ks, vs = [cache.k.detach() for cache in caches], [cache.v.detach() for cache in caches]
+    for buffer in (*ks, *vs):
+        torch._dynamo.decorators.mark_unbacked(buffer, 2, shape_id="n_slots")
+    return slot, seen, ks, vs
 
 
 def _logits(

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._inductor.utils import fresh_cache, run_and_get_code
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from gqa_lab import steps
 from gqa_lab.attention import expanded_attention, grouped_attention, sdpa_attention
@@ -220,6 +221,16 @@ def compare_what_is_inside() -> None:
         for prompt, n_new in (([[3, 1, 4, 1, 5]], 30), ([[5] * 300], 40)):  # other caches, to the last slot of each
             assert tokens(model, prompt, n_new=n_new, step=step) == tokens(model, prompt, n_new=n_new)
     assert tokens(model, prompts, step=step) == tokens(model, prompts)  # its own program: two rows
+    ring = make_model(torch.float32, sliding_window=7)
+    assert tokens(ring, prompts, step=step) == tokens(ring, prompts)
+    assert not calls
+
+    mine = torch.compile(lambda k: k * 2 if k.shape[2] > 8 else k, fullgraph=True)  # the user's own over a used cache
+    caches = model.new_caches(1, 64)
+    with torch.device("meta"):  # a default that is not for this step
+        prefill(model, torch.tensor([[3, 1, 4]], device="cpu"), caches)
+        step(model, ids, caches)
+    assert mine(caches[0].k).shape == caches[0].k.shape
     assert not calls
 
     caches, expected = model.new_caches(1, 6000), model.new_caches(1, 6000)
@@ -288,14 +299,14 @@ def compare_what_the_compiler_cannot_see() -> None:
             step(model, ids, caches)
     with torch.inference_mode():
         assert tokens(model, PROMPTS[0], step=step) == tokens(model, PROMPTS[0])
-    smallest = make_model(torch.float32, sliding_window=1)  # a ring of one slot
-    assert tokens(smallest, PROMPTS[0], step=step) == tokens(smallest, PROMPTS[0])
     with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\)"):
         step(model, torch.tensor([[5], [6]]), model.new_caches(2, 8))
-    with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches
-        answers = list(pool.map(lambda prompt: tokens(model, [prompt], step=step), ([3, 1, 4], [2, 7])))
-    assert answers == [tokens(model, [[3, 1, 4]]), tokens(model, [[2, 7]])]
-    assert _dead_after_use(model, step)
+    apart = partial(grouped_attention)  # not the function itself
+    for attend in (grouped_attention, apart):
+        with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches
+            answers = list(pool.map(lambda p: tokens(model, [p], step=step, attend=attend), ([3, 1, 4], [2, 7])))
+        assert answers == [tokens(model, [[3, 1, 4]]), tokens(model, [[2, 7]])]
+        assert _dead_after_use(model, step, attend)
     model.layers[1].mlp_norm.eps = 10.0
     torch.compiler.reset()  # as the docstring asks after such a change
     expected = decode_step(model, ids, model.new_caches(1, 8))
@@ -304,13 +315,15 @@ def compare_what_the_compiler_cannot_see() -> None:
     assert tokens(model, PROMPTS[0], step=steps.compiled()) == tokens(model, PROMPTS[0])
 
 
-def _dead_after_use(model: Transformer, step) -> bool:
+def _dead_after_use(model: Transformer, step, attend) -> bool:
     caches = model.new_caches(1, 8)
-    step(model, torch.tensor([[5]]), caches)
+    for token in (5, 6):
+        step(model, torch.tensor([[token]]), caches, attend=attend)
+    memory = [StorageWeakRef(x.untyped_storage()) for cache in caches for x in (cache.k, cache.v)]
     alive = [weakref.ref(cache) for cache in caches]
     del caches
     gc.collect()
-    return not any(reference() for reference in alive)
+    return not any(reference() for reference in alive) and all(reference.expired() for reference in memory)
 
 
 slow = pytest.mark.slow
