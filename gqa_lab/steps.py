@@ -71,8 +71,8 @@ def compiled() -> Step:
             n_programs = torch._dynamo.config.recompile_limit
             raise RuntimeError(
                 f"{n_programs} programs are compiled (one for each batch size, dtype and kind of model, with the "
-                "attention inside or apart), and PyTorch keeps no more: forget them by torch.compiler.reset(), or raise "
-                "torch._dynamo.config.recompile_limit"
+                "attention inside or apart), and PyTorch keeps no more: forget them by torch.compiler.reset(), or "
+                "raise torch._dynamo.config.recompile_limit"
             ) from error
         finally:
             _layers_to_come.reset(before)  # it would keep the caches alive

@@ -304,7 +304,8 @@ def compare_what_the_compiler_cannot_see() -> None:
     apart = partial(grouped_attention)  # not the function itself
     for attend in (grouped_attention, apart):
         with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches
-            answers = list(pool.map(lambda p: tokens(model, [p], step=step, attend=attend), ([3, 1, 4], [2, 7])))
+            answer = partial(tokens, model, step=step, attend=attend)
+            answers = list(pool.map(answer, ([[3, 1, 4]], [[2, 7]])))
         assert answers == [tokens(model, [[3, 1, 4]]), tokens(model, [[2, 7]])]
         assert _dead_after_use(model, step, attend)
     model.layers[1].mlp_norm.eps = 10.0
