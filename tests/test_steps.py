@@ -299,8 +299,12 @@ def compare_what_the_compiler_cannot_see() -> None:
             step(model, ids, caches)
     with torch.inference_mode():
         assert tokens(model, PROMPTS[0], step=step) == tokens(model, PROMPTS[0])
-    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\)"):
-        step(model, torch.tensor([[5], [6]]), model.new_caches(2, 8))
+    two = model.new_caches(2, 8)
+    for attend in (grouped_attention, sdpa_attention):  # inside and apart; nothing is stored
+        limit = torch._dynamo.config.patch(recompile_limit=1)
+        with limit, pytest.raises(RuntimeError, match=r"torch.compiler.reset\(\)"):
+            step(model, torch.tensor([[5], [6]]), two, attend=attend)
+    assert not any(cache.k.any() or cache.v.any() or any(cache.host_lengths) for cache in two)
     apart = partial(grouped_attention)  # not the function itself
     for attend in (grouped_attention, apart):
         with ThreadPoolExecutor(2) as pool:  # two answers at once, each over its own caches
